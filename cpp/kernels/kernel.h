@@ -1,0 +1,99 @@
+// What a kernel is: made once at load from a spec, then run every step.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/attrs.h"
+#include "core/step_batch.h"
+#include "core/tensor_view.h"
+#include "core/thread_pool.h"
+
+namespace autodeploy {
+
+struct PackedWeight;   // kernels/cpu/packed_weight.h
+struct RegionProgram;  // kernels/generic/region.h
+
+// A linear function of the step's symbols: constant + t*T + r*R.
+struct Dim {
+  int64_t constant = 0, t = 0, r = 0;
+  int64_t eval(int64_t T, int64_t R) const { return constant + t * T + r * R; }
+  bool is_static() const { return t == 0 && r == 0; }
+  bool operator==(const Dim&) const = default;
+};
+
+// An operand as the Program states it. Quantized or packed weights come as `weight`; everything else as a view.
+struct OperandSpec {
+  bool present = false;
+  DType dtype = DType::kF32;
+  std::vector<Dim> shape, stride;
+  const PackedWeight* weight = nullptr;  // set for weight operands of embedding, linear, expert_linear
+  const void* constant = nullptr;        // start of the view's data when the operand is a plain param, else nullptr
+};
+
+// One component of one state, seen by kernels. Layout inside a page or a slot belongs to the kernels of the op.
+struct StateComponentSpec {
+  std::vector<int64_t> shape;  // per token (paged) or per sequence (slot, conv)
+  DType dtype = DType::kF32;
+};
+struct StateSpec {
+  enum class Kind { kPaged, kSlot, kConv } kind = Kind::kPaged;
+  int64_t window = 0, chunk = 0;
+  int32_t group = -1;      // index into StepBatch::page_tables for paged states
+  int32_t page_size = 0;   // tokens per page for paged states
+  std::vector<StateComponentSpec> components;
+};
+// Memory of a state: component c of page or slot i starts at data[c] + i * bytes[c].
+struct StateMemory {
+  std::vector<uint8_t*> data;
+  std::vector<int64_t> bytes;
+};
+
+struct KernelSpec {
+  std::string op;
+  Attrs attrs;
+  std::vector<OperandSpec> in, out;
+  std::vector<StateSpec> states;
+  const RegionProgram* region = nullptr;  // for op "region"
+  // Largest values of a step, for workspaces.
+  int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
+  int num_threads = 1;
+  bool exact = false;  // forbid int8 activations: results equal the dequantized weights in float32
+  std::string source;  // line of the model, for messages
+};
+
+struct KernelCall {
+  std::span<const TensorView> in;   // weight operands are views with data == nullptr
+  std::span<const TensorView> out;
+  std::span<const StateMemory* const> states;
+  const StepBatch* batch = nullptr;
+  uint8_t* workspace = nullptr;     // workspace_bytes() of this kernel, 64-byte aligned; contents undefined
+  ThreadPool* pool = nullptr;
+};
+
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  virtual const char* name() const = 0;  // e.g. "linear.q4_1.avx512vnni"
+  virtual int64_t workspace_bytes() const { return 0; }
+  // Runs one step. No allocation, no exceptions for data: everything was validated when it was made.
+  virtual void run(const KernelCall& call) const = 0;
+};
+
+// Returns a kernel, or nullptr with the reason in *why when this one does not serve the spec; throws Error(kInvalidArtifact) when
+// the spec itself is wrong (shapes, dtypes, attributes): "[op] expected ..., found ...".
+using KernelFactory = std::unique_ptr<Kernel> (*)(const KernelSpec& spec, std::string* why);
+
+struct KernelEntry {
+  const char* op;
+  const char* name;
+  KernelFactory make;
+};
+// All kernels, in order of preference within an op (kernel_list.inc).
+std::span<const KernelEntry> kernel_table();
+
+}  // namespace autodeploy
