@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/attrs.h"
+#include "core/state.h"
 #include "core/step_batch.h"
 #include "core/tensor_view.h"
 #include "core/thread_pool.h"
@@ -33,24 +34,6 @@ struct OperandSpec {
   std::vector<Dim> shape, stride;
   const PackedWeight* weight = nullptr;  // set for weight operands of embedding, linear, expert_linear
   const void* constant = nullptr;        // start of the view's data when the operand is a plain param, else nullptr
-};
-
-// One component of one state, seen by kernels. Layout inside a page or a slot belongs to the kernels of the op.
-struct StateComponentSpec {
-  std::vector<int64_t> shape;  // per token (paged) or per sequence (slot, conv)
-  DType dtype = DType::kF32;
-};
-struct StateSpec {
-  enum class Kind { kPaged, kSlot, kConv } kind = Kind::kPaged;
-  int64_t window = 0, chunk = 0;
-  int32_t group = -1;      // index into StepBatch::page_tables for paged states
-  int32_t page_size = 0;   // tokens per page for paged states
-  std::vector<StateComponentSpec> components;
-};
-// Memory of a state: component c of page or slot i starts at data[c] + i * bytes[c].
-struct StateMemory {
-  std::vector<uint8_t*> data;
-  std::vector<int64_t> bytes;
 };
 
 struct KernelSpec {
