@@ -1,0 +1,1 @@
+"""Lowering: the canonical fx graph of a model becomes a Program (docs/program.md)."""
