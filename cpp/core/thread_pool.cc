@@ -38,7 +38,7 @@ struct ThreadPool::Impl {
   alignas(64) std::atomic<uint64_t> ticket{kStopEpoch};
   alignas(64) std::atomic<int64_t> done{0};
   alignas(64) std::atomic<bool> stop{false};
-  std::atomic<bool> in_step{false};
+  std::atomic<int> in_step{0};
   std::atomic<bool> failed{false};
   std::atomic<int> sleepers{0};
 
@@ -132,7 +132,7 @@ struct ThreadPool::Impl {
         spins = 0;
       } else if (++spins < spin_limit) {
         cpu_relax();
-      } else if (in_step.load(std::memory_order_relaxed)) {
+      } else if (in_step.load(std::memory_order_relaxed) > 0) {
         spins = 0;
         sched_yield();
       } else {
@@ -140,7 +140,7 @@ struct ThreadPool::Impl {
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1, std::memory_order_seq_cst);
         wake.wait(lock, [&] {
-          return has_work(answered) || in_step.load(std::memory_order_seq_cst) || stop.load(std::memory_order_seq_cst);
+          return has_work(answered) || in_step.load(std::memory_order_seq_cst) > 0 || stop.load(std::memory_order_seq_cst);
         });
         sleepers.fetch_sub(1, std::memory_order_seq_cst);
       }
@@ -195,10 +195,11 @@ void ThreadPool::parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t
 
 void ThreadPool::begin_step() {
   if (impl_->workers.empty()) return;
-  impl_->in_step.store(true, std::memory_order_seq_cst);
-  impl_->wake_sleepers();
+  if (impl_->in_step.fetch_add(1, std::memory_order_seq_cst) == 0) impl_->wake_sleepers();
 }
 
-void ThreadPool::end_step() { impl_->in_step.store(false, std::memory_order_seq_cst); }
+void ThreadPool::end_step() {
+  if (!impl_->workers.empty()) impl_->in_step.fetch_sub(1, std::memory_order_seq_cst);
+}
 
 }  // namespace autodeploy

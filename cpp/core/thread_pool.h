@@ -46,7 +46,7 @@ class ThreadPool {
   // alone, and a worker that has no processor just now is not waited for.
   void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> fn);
 
-  // Between begin_step and end_step the workers spin; outside they park and use no CPU.
+  // Between begin_step and end_step the workers spin; outside they park and use no CPU. Pairs may nest.
   void begin_step();
   void end_step();
 

@@ -74,7 +74,6 @@ TEST_P(ThreadPoolTest, ManySmallJobsOfBothKindsInAndOutOfSteps) {
     }
     if (i % 100 == 60) pool.end_step();
   }
-  pool.end_step();
   EXPECT_EQ(sum.load(), expected);
 }
 
