@@ -22,8 +22,9 @@ Sizes that depend on T are all made from one node ``aten.sym_size.int(token_ids,
 A parameter's origin is a list of `Segment`s, joined along dim 0 (docs/weight_program.md). Expressions are dicts of that
 format whose leaves, ``{"op": "tensor", "name": fqn}``, name *parameters of the captured model* (those and their shapes
 are ``ModelIR.parameter_names``); the weights room replaces leaves by checkpoint expressions. Transforms edit
-expressions freely: fusing linears concatenates segments, folding ``1 + w`` wraps an expression in ``binary``. A leaf may also be
-``{"op": "constant", "name": key}``, a key of ``ModelIR.constants``, which then stays there without a placeholder.
+expressions freely: fusing linears concatenates segments, folding ``1 + w`` wraps an expression in ``binary``. A leaf
+may also be ``{"op": "constant", "name": key}``, a key of ``ModelIR.constants``, which then stays there without a
+placeholder.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from ..ops.base import StateDecl
+from autodeploy.ops.base import StateDecl
 
 INPUTS = ("token_ids", "positions")
 

@@ -1,9 +1,22 @@
 """Canonical ops: one file is one op of docs/program.md: schema, shape rule, reference and samples (see base.py)."""
 
 from . import (  # noqa: F401  (importing registers)
+    add_layer_norm,
+    add_rms_norm,
+    attention,
+    causal_conv1d,
+    embedding,
+    expert_linear,
+    layer_norm,
+    linear,
+    mask,
+    masked_attention,
     rms_norm,
+    rope,
+    select_rows,
+    ssd,
 )
-from .base import OPS, Batch, Memory, Op, Sample, StateComponent, StateDecl, StateStore, Step, op_of, running
+from .base import OPS, Batch, Memory, Op, Sample, StateComponent, StateDecl, StateStore, Step, op_of, running, schedule
 
 __all__ = [
     "OPS",
@@ -17,4 +30,5 @@ __all__ = [
     "Step",
     "op_of",
     "running",
+    "schedule",
 ]

@@ -97,6 +97,12 @@ class Batch:
     def num_seqs(self) -> int:
         return len(self.kv_len)
 
+    @property
+    def num_decodes(self) -> int:
+        """Sequences of one token that come first."""
+        lengths = [s.length for s in self.sequences()]
+        return next((i for i, n in enumerate(lengths) if n != 1), len(lengths))
+
     def sequences(self) -> Iterator[SequenceSlice]:
         for i in range(self.num_seqs):
             start, stop = self.query_start[i], self.query_start[i + 1]
@@ -328,6 +334,31 @@ def running(batch: Batch, memory: Memory | None = None) -> Iterator[Memory]:
         yield memory
     finally:
         _RUNNING.reset(token)
+
+
+def schedule(*steps: dict[int, int]) -> list[Batch]:
+    """Batches of consecutive steps; each step maps slots to their number of new tokens, in batch order.
+
+    A slot that was not there in the step before starts a new sequence.
+    """
+    past: dict[int, int] = {}
+    batches = []
+    for step in steps:
+        before = [past.get(slot, 0) for slot in step]
+        batches.append(Batch.of(list(step.values()), before, list(step)))
+        past = {slot: n + p for (slot, n), p in zip(step.items(), before, strict=True)}
+    return batches
+
+
+SCHEDULES: dict[str, tuple[dict[int, int], ...]] = {
+    "whole": ({1: 13},),
+    "one_token": ({1: 1},),
+    "ragged": ({3: 1, 1: 7, 2: 12},),
+    "chunks": ({1: 5}, {1: 3}, {1: 8}, {1: 1}),
+    "decode": ({1: 9, 4: 2}, {1: 1, 4: 1}, {1: 1, 4: 1}),
+    "join_and_leave": ({2: 4, 5: 6}, {2: 1, 5: 1, 7: 11}, {7: 1, 2: 5}, {7: 1}, {2: 3, 7: 1}),
+}
+"""Step patterns that the samples of every token mixer go through."""
 
 
 def random(seed: int, *shape: int, scale: float = 1.0) -> torch.Tensor:
