@@ -23,8 +23,8 @@ class Ssd(Op):
 
     name = "ssd"
     schema = (
-        "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? dt_bias, bool softplus=False, "
-        "float dt_min=0.0, float dt_max=inf) -> Tensor"
+        "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? dt_bias, bool softplus, "
+        "float dt_min, float dt_max) -> Tensor"
     )
     mixes_tokens = True
 
@@ -37,9 +37,9 @@ class Ssd(Op):
         c: torch.Tensor,
         d: torch.Tensor | None,
         dt_bias: torch.Tensor | None,
-        softplus: bool = False,
-        dt_min: float = 0.0,
-        dt_max: float = math.inf,
+        softplus: bool,
+        dt_min: float,
+        dt_max: float,
     ) -> torch.Tensor:
         return x.new_empty(x.shape)
 
@@ -52,9 +52,9 @@ class Ssd(Op):
         c: torch.Tensor,
         d: torch.Tensor | None,
         dt_bias: torch.Tensor | None,
-        softplus: bool = False,
-        dt_min: float = 0.0,
-        dt_max: float = math.inf,
+        softplus: bool,
+        dt_min: float,
+        dt_max: float,
     ) -> list[StateDecl]:
         shape = (int(x.shape[1]), int(x.shape[2]), int(b.shape[2]))
         return [StateDecl("slot", (StateComponent("h", shape, "f32"),))]
