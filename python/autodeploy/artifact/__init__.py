@@ -2,6 +2,7 @@
 
 from .dims import Dim, eval_dim, format_dim, mul_dims, parse_dim
 from .errors import ArtifactError
+from .files import Provenance
 from .program import (
     Instruction,
     Operand,
@@ -13,15 +14,19 @@ from .program import (
     StateComponent,
     Value,
 )
+from .reader import Artifact, is_artifact, read_artifact, read_manifest
 from .validate import validate
+from .writer import write_artifact
 
 __all__ = [
+    "Artifact",
     "ArtifactError",
     "Dim",
     "Instruction",
     "Operand",
     "Param",
     "Program",
+    "Provenance",
     "Region",
     "RegionNode",
     "State",
@@ -29,7 +34,11 @@ __all__ = [
     "Value",
     "eval_dim",
     "format_dim",
+    "is_artifact",
     "mul_dims",
     "parse_dim",
+    "read_artifact",
+    "read_manifest",
     "validate",
+    "write_artifact",
 ]

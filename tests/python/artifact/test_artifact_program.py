@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from programs import p, tiny_program, v
+from artifact_programs import p, tiny_program, v
 
 from autodeploy.artifact import ArtifactError, Operand, Program, Value, dims, validate
 
