@@ -14,7 +14,8 @@ namespace autodeploy {
 struct PackedSegment {
   Format format = Format::kF32;
   int64_t rows = 0, cols = 0;
-  int layout = 0;               // how blocks of rows are interleaved; private to kernels/cpu/packed_weight.cc and linear kernels
+  int64_t group_rows = 0;       // rows that belong together; interleaving never crosses a multiple of it
+  int layout = 0;               // version of the layout (kernels/cpu/packed_layout.h)
   int64_t bytes = 0;            // size of `data`
   const uint8_t* data = nullptr;  // 64-byte aligned; owned by the loader
 };
