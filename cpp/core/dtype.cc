@@ -29,11 +29,16 @@ constexpr std::array<FormatInfo, 15> kFormats = {{
 
 std::string_view dtype_name(DType t) {
   switch (t) {
-    case DType::kF32: return "f32";
-    case DType::kF16: return "f16";
-    case DType::kBF16: return "bf16";
-    case DType::kI64: return "i64";
-    case DType::kBool: return "bool";
+    case DType::kF32:
+      return "f32";
+    case DType::kF16:
+      return "f16";
+    case DType::kBF16:
+      return "bf16";
+    case DType::kI64:
+      return "i64";
+    case DType::kBool:
+      return "bool";
   }
   return "?";
 }
@@ -52,8 +57,9 @@ Format format_from_name(std::string_view name) {
 
 int64_t format_row_bytes(Format f, int64_t cols) {
   const FormatInfo& info = format_info(f);
-  AD_CHECK(cols >= 0 && cols % info.block_len == 0, ErrorKind::kInvalidArtifact, "[format] expected rows of a multiple of ",
-           info.block_len, " elements for ", info.name, ", found ", cols);
+  AD_CHECK(cols >= 0 && cols % info.block_len == 0, ErrorKind::kInvalidArtifact,
+           "[format] expected rows of a multiple of ", info.block_len, " elements for ", info.name,
+           ", found ", cols);
   return cols / info.block_len * info.block_bytes;
 }
 

@@ -115,7 +115,8 @@ double cgroup_cpu_quota(const std::string& root) {
 
 int available_processors() {
   int n = std::max(1, affinity_processors());
-  if (const double quota = cgroup_cpu_quota(); quota > 0) n = std::min(n, std::max(1, static_cast<int>(std::ceil(quota - 1e-3))));
+  if (const double quota = cgroup_cpu_quota(); quota > 0)
+    n = std::min(n, std::max(1, static_cast<int>(std::ceil(quota - 1e-3))));
   return n;
 }
 

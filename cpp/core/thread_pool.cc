@@ -24,8 +24,8 @@ inline void cpu_relax() {
 #endif
 }
 
-// The published job, in one word: epoch in the high half; in the low half either the number of chunks that nobody has claimed yet, or
-// kEveryone, which each worker answers once per epoch.
+// The published job, in one word: epoch in the high half; in the low half either the number of chunks that
+// nobody has claimed yet, or kEveryone, which each worker answers once per epoch.
 constexpr uint64_t kEveryone = 0x80000000u;
 constexpr uint64_t kLow = 0xffffffffu;
 constexpr int64_t kMaxChunks = 0x7fffffff;
@@ -34,7 +34,8 @@ constexpr uint64_t kStopEpoch = 0;  // epochs of jobs start at 1
 }  // namespace
 
 struct ThreadPool::Impl {
-  // Claimed chunks keep the job alive: the caller returns only when all are done, so whoever claimed one may read the job below.
+  // Claimed chunks keep the job alive: the caller returns only when all are done, so whoever claimed one may
+  // read the job below.
   alignas(64) std::atomic<uint64_t> ticket{kStopEpoch};
   alignas(64) std::atomic<int64_t> done{0};
   alignas(64) std::atomic<bool> stop{false};
@@ -69,7 +70,8 @@ struct ThreadPool::Impl {
     int64_t claimed = 0;
     uint64_t t = ticket.load(std::memory_order_acquire);
     while ((t & kLow) != 0 && (t & kEveryone) == 0) {
-      if (!ticket.compare_exchange_weak(t, t - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      if (!ticket.compare_exchange_weak(t, t - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        continue;
       const int64_t begin = (num_chunks - static_cast<int64_t>(t & kLow)) * grain;
       if (!failed.load(std::memory_order_relaxed)) {
         guarded([&] { (*chunk)(begin, std::min(n, begin + grain), thread_idx); });
@@ -140,7 +142,8 @@ struct ThreadPool::Impl {
         std::unique_lock<std::mutex> lock(mutex);
         sleepers.fetch_add(1, std::memory_order_seq_cst);
         wake.wait(lock, [&] {
-          return has_work(answered) || in_step.load(std::memory_order_seq_cst) > 0 || stop.load(std::memory_order_seq_cst);
+          return has_work(answered) || in_step.load(std::memory_order_seq_cst) > 0 ||
+                 stop.load(std::memory_order_seq_cst);
         });
         sleepers.fetch_sub(1, std::memory_order_seq_cst);
       }

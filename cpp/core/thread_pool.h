@@ -38,12 +38,14 @@ class ThreadPool {
 
   int num_threads() const;
 
-  // Runs fn(thread_idx) once on every thread, the caller being thread 0; returns when all are done. Not reentrant, and one caller at
-  // a time. Here and below, the first exception of fn is rethrown to the caller; chunks not yet begun are then left out.
+  // Runs fn(thread_idx) once on every thread, the caller being thread 0; returns when all are done. Not
+  // reentrant, and one caller at a time. Here and below, the first exception of fn is rethrown to the caller;
+  // chunks not yet begun are then left out.
   void run(FunctionRef<void(int)> fn);
-  // Splits [0, n) into chunks of `grain`, handed out in order; fn(begin, end, thread_idx). What is computed for an index must not
-  // depend on the chunk it falls in, so that results are bitwise equal for any thread count. Up to `grain` indices run on the caller
-  // alone, and a worker that has no processor just now is not waited for.
+  // Splits [0, n) into chunks of `grain`, handed out in order; fn(begin, end, thread_idx). What is computed
+  // for an index must not depend on the chunk it falls in, so that results are bitwise equal for any thread
+  // count. Up to `grain` indices run on the caller alone, and a worker that has no processor just now is not
+  // waited for.
   void parallel_for(int64_t n, int64_t grain, FunctionRef<void(int64_t, int64_t, int)> fn);
 
   // Between begin_step and end_step the workers spin; outside they park and use no CPU. Pairs may nest.

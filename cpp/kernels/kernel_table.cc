@@ -4,7 +4,8 @@
 
 namespace autodeploy {
 
-#define AD_KERNEL(op, name, factory) std::unique_ptr<Kernel> factory(const KernelSpec& spec, std::string* why);
+#define AD_KERNEL(op, name, factory) \
+  std::unique_ptr<Kernel> factory(const KernelSpec& spec, std::string* why);
 #include "kernels/kernel_list.inc"
 #undef AD_KERNEL
 

@@ -23,24 +23,24 @@ namespace autodeploy {
 
 // Where a param lives. The memory belongs to the weight loader and outlives the executor.
 struct ParamBinding {
-  const void* plain = nullptr;            // row-major, of the param's dtype; needed where ParamSpec::used_as_plain
-  const PackedWeight* packed = nullptr;   // needed where ParamSpec::used_as_weight
-  int64_t bytes = 0;                      // resident bytes, for the plan
+  const void* plain = nullptr;  // row-major, of the param's dtype; needed where ParamSpec::used_as_plain
+  const PackedWeight* packed = nullptr;  // needed where ParamSpec::used_as_weight
+  int64_t bytes = 0;                     // resident bytes, for the plan
 };
 
 struct ExecutorOptions {
   // Largest step: tokens, sequences, rows with logits (at most max_tokens), tokens of one sequence.
   int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
-  bool exact = false;          // forbid int8 activations
-  bool poison = false;         // for tests: no memory is shared, and every value is NaN or -1 until it is written
+  bool exact = false;   // forbid int8 activations
+  bool poison = false;  // for tests: no memory is shared, and every value is NaN or -1 until it is written
   ThreadPool* pool = nullptr;  // required; outlives the executor
 };
 
 // Which kernel serves an instruction, and why the preferred ones do not.
 struct KernelChoice {
-  int32_t instruction = -1;       // index into program().instructions
+  int32_t instruction = -1;  // index into program().instructions
   std::string op, kernel, source;
-  bool part = false;              // of a composite that no kernel serves
+  bool part = false;  // of a composite that no kernel serves
   int64_t workspace_bytes = 0;
   std::vector<std::string> declined;  // "name: reason"
 };
@@ -54,24 +54,25 @@ class Executor {
 
   const ProgramSpec& program() const;
 
-  // Creates kernels, plans and allocates the arena and touches its pages. `params` stand in program order; `states` are
-  // program().states with group and page_size filled; `memory` has one entry per state and is kept by pointer.
-  // Throws Error(kUnsupported) naming the instruction where no kernel serves it, Error(kOutOfMemory) where the arena cannot be had.
-  void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states, std::span<const StateMemory> memory,
-            const ExecutorOptions& options);
+  // Creates kernels, plans and allocates the arena and touches its pages. `params` stand in program order;
+  // `states` are program().states with group and page_size filled; `memory` has one entry per state and is
+  // kept by pointer. Throws Error(kUnsupported) naming the instruction where no kernel serves it,
+  // Error(kOutOfMemory) where the arena cannot be had.
+  void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
+            std::span<const StateMemory> memory, const ExecutorOptions& options);
 
-  // Runs one step; T >= 1. Returns the logits [R, vocab] float32, valid until the next run (no data when R is 0 or the program has no
-  // output "logits"). Allocates nothing. The caller guarantees what StepBatch says; sizes beyond the options throw
-  // Error(kInvalidArgument).
+  // Runs one step; T >= 1. Returns the logits [R, vocab] float32, valid until the next run (no data when R is
+  // 0 or the program has no output "logits"). Allocates nothing. The caller guarantees what StepBatch says;
+  // sizes beyond the options throw Error(kInvalidArgument).
   TensorView run(const StepBatch& batch);
 
-  // Called with each value right after the instruction that wrote it; the view is valid during the call only. Values that only live
-  // inside a composite's kernel are not seen.
+  // Called with each value right after the instruction that wrote it; the view is valid during the call only.
+  // Values that only live inside a composite's kernel are not seen.
   using Tap = FunctionRef<void(int32_t value, const TensorView& view)>;
   TensorView run(const StepBatch& batch, Tap tap);
 
-  // Sets an input other than token_ids and positions for the following runs; `data` is row-major, of the value's dtype, and stays
-  // valid meanwhile. Throws Error(kInvalidArgument) on an unknown name.
+  // Sets an input other than token_ids and positions for the following runs; `data` is row-major, of the
+  // value's dtype, and stays valid meanwhile. Throws Error(kInvalidArgument) on an unknown name.
   void set_input(const std::string& name, const void* data);
 
   // An output of the last run, by name; valid until the next run.
@@ -79,7 +80,8 @@ class Executor {
 
   const MemoryPlan& memory_plan() const;
   const std::vector<KernelChoice>& choices() const;
-  // Every byte and every choice, as a JSON object: {"limits", "memory", "weights", "states", "values", "instructions"}.
+  // Every byte and every choice, as a JSON object: {"limits", "memory", "weights", "states", "values",
+  // "instructions"}.
   std::string plan_json() const;
 
  private:

@@ -9,8 +9,8 @@
 namespace autodeploy {
 
 // Parses and checks a Program; `act` is what the activation type is bound to. Throws Error(kInvalidArtifact)
-// "[program.json: instruction 12 (linear)] expected ..., found ..." on anything malformed, and Error(kUnsupported) on a version or an
-// op that this build does not have.
+// "[program.json: instruction 12 (linear)] expected ..., found ..." on anything malformed, and
+// Error(kUnsupported) on a version or an op that this build does not have.
 ProgramSpec read_program(std::string_view json, DType act = DType::kF32);
 
 // Reads `<dir>/program.json`.

@@ -21,8 +21,8 @@ struct ParamSpec {
   std::string name;
   std::vector<int64_t> shape;
   DType dtype = DType::kF32;  // `act` is bound already
-  // How instructions (parts included) read it. A weight operand may be quantized and comes as a PackedWeight; everything else
-  // needs plain row-major memory of `dtype`.
+  // How instructions (parts included) read it. A weight operand may be quantized and comes as a PackedWeight;
+  // everything else needs plain row-major memory of `dtype`.
   bool used_as_weight = false, used_as_plain = false;
 
   int64_t numel() const {
@@ -38,6 +38,9 @@ struct ValueSpec {
   std::vector<Dim> shape;  // at most one dim depends on T or R
   Dim numel;
 };
+
+// Row-major strides of a shape of which at most one dim depends on T or R.
+std::vector<Dim> contiguous_strides(const std::vector<Dim>& shape);
 
 // A view of a value or a param, always with shape and strides written out.
 struct OperandRef {

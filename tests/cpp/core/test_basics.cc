@@ -90,7 +90,8 @@ class Processors : public ::testing::Test {
 TEST_F(Processors, NothingMounted) { EXPECT_EQ(cgroup_cpu_quota(root_), 0); }
 
 TEST_F(Processors, UnifiedHierarchyTakesTheSmallestAncestor) {
-  write("/proc/self/mountinfo", "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
+  write("/proc/self/mountinfo",
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
   write("/proc/self/cgroup", "0::/a/b\n");
   write("/sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
   EXPECT_EQ(cgroup_cpu_quota(root_), 0);

@@ -54,7 +54,8 @@ TEST_P(ThreadPoolTest, ParallelForCoversEachIndexOnce) {
         }
         for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
       });
-      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(hits[static_cast<size_t>(i)], 1) << "n " << n << " grain " << grain << " at " << i;
+      for (int64_t i = 0; i < n; ++i)
+        ASSERT_EQ(hits[static_cast<size_t>(i)], 1) << "n " << n << " grain " << grain << " at " << i;
     }
   }
 }
@@ -80,23 +81,33 @@ TEST_P(ThreadPoolTest, ManySmallJobsOfBothKindsInAndOutOfSteps) {
 TEST_P(ThreadPoolTest, ExceptionsReachTheCallerAndThePoolGoesOn) {
   ThreadPool pool(GetParam());
   for (int round = 0; round < 20; ++round) {
-    EXPECT_THROW(pool.parallel_for(100, 1, [](int64_t b, int64_t, int) { if (b == 41) throw std::runtime_error("41"); }),
+    EXPECT_THROW(pool.parallel_for(100, 1,
+                                   [](int64_t b, int64_t, int) {
+                                     if (b == 41) throw std::runtime_error("41");
+                                   }),
                  std::runtime_error);
-    EXPECT_THROW(pool.run([&](int t) { if (t == GetParam() - 1) throw std::runtime_error("last"); }), std::runtime_error);
+    EXPECT_THROW(pool.run([&](int t) {
+      if (t == GetParam() - 1) throw std::runtime_error("last");
+    }),
+                 std::runtime_error);
     std::atomic<int64_t> sum{0};
     pool.parallel_for(100, 1, [&](int64_t b, int64_t, int) { sum += b; });
     EXPECT_EQ(sum.load(), 4950);
   }
 }
 
-// More threads than processors is among these on most machines: progress must not depend on anybody's spinning.
+// More threads than processors is among these on most machines: progress must not depend on anybody's
+// spinning.
 INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, ::testing::Values(1, 2, 3, 16));
 
 TEST(ThreadPool, ChunksBeyondTheTicketAreMerged) {
   ThreadPool pool(2);
   std::atomic<int64_t> total{0};
   std::atomic<int64_t> chunks{0};
-  pool.parallel_for(int64_t{1} << 50, int64_t{1} << 40, [&](int64_t b, int64_t e, int) { total += e - b; ++chunks; });
+  pool.parallel_for(int64_t{1} << 50, int64_t{1} << 40, [&](int64_t b, int64_t e, int) {
+    total += e - b;
+    ++chunks;
+  });
   EXPECT_EQ(total.load(), int64_t{1} << 50);
   EXPECT_EQ(chunks.load(), 1024);
 }

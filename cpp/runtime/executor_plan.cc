@@ -1,0 +1,115 @@
+// The executor's arena, and its plan in words.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "core/error.h"
+#include "runtime/executor_impl.h"
+
+namespace autodeploy {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kHugePagesFrom = size_t{8} << 20;  // smaller arenas would waste too much of one
+
+}  // namespace
+
+void Arena::release() {
+  if (data_) munmap(data_, mapped_);
+  data_ = nullptr;
+}
+
+void Arena::allocate(int64_t bytes, ThreadPool& pool) {
+  release();
+  const bool huge = static_cast<size_t>(bytes) >= kHugePagesFrom;
+  const size_t unit = huge ? kHugePage : 4096;
+  const size_t wanted = (static_cast<size_t>(std::max<int64_t>(bytes, 1)) + unit - 1) / unit * unit;
+  const size_t mapped = huge ? wanted + kHugePage : wanted;
+  void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  AD_CHECK(p != MAP_FAILED, ErrorKind::kOutOfMemory, "[planner] expected ", bytes,
+           " bytes for values and workspace, found too little memory", ": lower max_tokens");
+  uint8_t* begin = static_cast<uint8_t*>(p);
+  if (huge) {  // keep an aligned part, give the rest back
+    uint8_t* aligned = begin + (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+    if (aligned > begin) munmap(begin, static_cast<size_t>(aligned - begin));
+    uint8_t* end = aligned + wanted;
+    if (begin + mapped > end) munmap(end, static_cast<size_t>(begin + mapped - end));
+    begin = aligned;
+    madvise(begin, wanted, MADV_HUGEPAGE);  // a wish; nothing depends on it
+  }
+  data_ = begin;
+  mapped_ = wanted;
+  pool.parallel_for(static_cast<int64_t>(wanted / 4096), 256, [&](int64_t from, int64_t to, int) {
+    for (int64_t page = from; page < to; ++page) *static_cast<volatile uint8_t*>(data_ + page * 4096) = 0;
+  });
+}
+
+std::string Executor::plan_json() const {
+  const Impl& p = *impl_;
+  Json plan;
+  plan["limits"] = {{"max_tokens", p.options.max_tokens},
+                    {"max_seqs", p.options.max_seqs},
+                    {"max_rows", p.options.max_rows},
+                    {"max_seq_len", p.options.max_seq_len},
+                    {"exact", p.options.exact},
+                    {"num_threads", p.options.pool ? p.options.pool->num_threads() : 0}};
+  int64_t weight_bytes = 0;
+  Json weights = Json::array();
+  for (size_t i = 0; i < p.bindings.size(); ++i) {
+    weight_bytes += p.bindings[i].bytes;
+    weights.push_back({{"name", p.program.params[i].name}, {"bytes", p.bindings[i].bytes}});
+  }
+  plan["memory"] = {{"weights", weight_bytes},
+                    {"arena", p.plan.arena_bytes},
+                    {"arena_lower_bound", p.plan.lower_bound},
+                    {"workspace", p.plan.workspace_bytes}};
+  plan["weights"] = std::move(weights);
+  Json states = Json::array();
+  for (const StateSpec& s : p.states) {
+    int64_t bytes = 0;
+    for (const StateComponentSpec& c : s.components) {
+      int64_t n = dtype_size(c.dtype);
+      for (int64_t d : c.shape) n *= d;
+      bytes += n;
+    }
+    const bool paged = s.kind == StateSpec::Kind::kPaged;
+    Json line = {{"name", s.name},
+                 {"kind", paged                              ? "paged"
+                          : s.kind == StateSpec::Kind::kSlot ? "slot"
+                                                             : "conv"},
+                 {paged ? "bytes_per_token" : "bytes_per_sequence", bytes}};
+    if (paged) {
+      line["group"] = s.group;
+      line["page_size"] = s.page_size;
+    }
+    states.push_back(std::move(line));
+  }
+  plan["states"] = std::move(states);
+  Json values = Json::array();
+  for (size_t i = 0; i < p.plan.values.size(); ++i) {
+    const PlannedValue& v = p.plan.values[i];
+    if (v.offset < 0) continue;
+    const ArenaValue& life = p.lifetimes[i];
+    Json line = {{"value", i},          {"name", p.program.values[i].name},
+                 {"offset", v.offset},  {"bytes", life.bytes},
+                 {"first", life.first}, {"last", life.last}};
+    if (v.shares >= 0) line["in_place_of"] = v.shares;
+    values.push_back(std::move(line));
+  }
+  plan["values"] = std::move(values);
+  Json instructions = Json::array();
+  for (const KernelChoice& c : p.choices) {
+    Json line = {
+        {"instruction", c.instruction}, {"op", c.op}, {"kernel", c.kernel}, {"workspace", c.workspace_bytes}};
+    if (c.part) line["part"] = true;
+    if (!c.source.empty()) line["source"] = c.source;
+    if (!c.declined.empty()) line["declined"] = c.declined;
+    instructions.push_back(std::move(line));
+  }
+  plan["instructions"] = std::move(instructions);
+  return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace autodeploy

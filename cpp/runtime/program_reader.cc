@@ -1,0 +1,548 @@
+#include "runtime/program_reader.h"
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
+
+#include "core/error.h"
+#include "runtime/program_fields.h"
+#include "runtime/program_regions.h"
+#include "runtime/program_schema.h"
+
+namespace autodeploy {
+namespace {
+
+using namespace program_format;
+
+constexpr int64_t kMajor = 1, kMinor = 0;
+constexpr size_t kMaxParams = 1 << 20, kMaxValues = 1 << 20, kMaxInstructions = 1 << 20, kMaxStates = 1 << 16,
+                 kMaxRegions = 1 << 16;
+constexpr size_t kMaxOperands = 256, kMaxNamedValues = 256, kMaxMetadata = 4096, kMaxComponents = 16,
+                 kMaxAttrs = 64;
+constexpr int kMaxPartsDepth = 4;
+
+bool is_known_op(const std::string& op) {
+  if (find_op_schema(op)) return true;
+  const auto table = kernel_table();
+  return std::any_of(table.begin(), table.end(), [&](const KernelEntry& e) { return op == e.op; });
+}
+
+// Product of dims of which at most one depends on the step. Bounded for the largest T even without the dims
+// that are 0, so that no partial product of a shape overflows later.
+Dim shape_numel(const std::vector<Dim>& shape, const std::string& where) {
+  int64_t factor = 1;
+  bool empty = false;
+  Dim symbolic{1, 0, 0};
+  for (const Dim& d : shape) {
+    if (!d.is_static()) {
+      if (!symbolic.is_static()) fail(where, "at most one dim that depends on T or R", "more");
+      symbolic = d;
+    } else if (d.constant == 0) {
+      empty = true;
+    } else if (__builtin_mul_overflow(factor, d.constant, &factor) || factor > kMaxInteger) {
+      fail(where, "at most 2^53 elements", "more");
+    }
+  }
+  const int64_t largest = symbolic.is_static() ? 1 : (symbolic.t + symbolic.r) * kMaxProgramTokens;
+  if (static_cast<__int128>(factor) * largest > kMaxInteger) {
+    fail(where, detail::concat("at most 2^53 elements for ", kMaxProgramTokens, " tokens"), "more");
+  }
+  if (empty) factor = 0;
+  return Dim{factor * symbolic.constant, factor * symbolic.t, factor * symbolic.r};
+}
+
+std::string shape_text(const std::vector<Dim>& shape) {
+  std::string s = "[";
+  for (const Dim& d : shape) s += (s.size() > 1 ? ", " : "") + dim_text(d);
+  return s + "]";
+}
+
+// Proves offset + sum((shape - 1) * stride) < numel of the storage for all T in [1, max], R in [0, T]. The
+// sum is linear in T and R (a dim that depends on the step has a static stride), so the corners of that
+// triangle decide. A view without elements reads nothing.
+void check_bounds(const OperandRef& o, const Dim& storage, const std::string& where) {
+  for (size_t i = 0; i < o.shape.size(); ++i) {
+    if (!o.shape[i].is_static() && !o.stride[i].is_static()) {
+      fail(where, "a static stride for a dim that depends on the step",
+           detail::concat(dim_text(o.shape[i]), " with stride ", dim_text(o.stride[i])));
+    }
+  }
+  constexpr int64_t kCorners[][2] = {
+      {1, 0}, {kMaxProgramTokens, 0}, {1, 1}, {kMaxProgramTokens, 1}, {kMaxProgramTokens, kMaxProgramTokens}};
+  for (const auto& [T, R] : kCorners) {
+    __int128 last = o.offset.eval(T, R);
+    bool empty = false;
+    for (size_t i = 0; i < o.shape.size(); ++i) {
+      const int64_t size = o.shape[i].eval(T, R);
+      if (size == 0) empty = true;
+      last += static_cast<__int128>(size - 1) * o.stride[i].eval(T, R);
+    }
+    if (!empty && last >= storage.eval(T, R)) {
+      fail(where, "a view within its storage",
+           detail::concat("shape ", shape_text(o.shape), " strides ", shape_text(o.stride), " offset ",
+                          dim_text(o.offset), " in ", dim_text(storage), " elements (T = ", T, ", R = ", R,
+                          ")"));
+    }
+  }
+}
+
+class Reader {
+ public:
+  Reader(const Json& doc, DType act) : doc_(doc), act_(act) {}
+
+  ProgramSpec read() {
+    check_version();
+    Fields top(doc_, "document", lenient_);
+    top.get("format");
+    top.get("version");
+    read_metadata(top);
+    read_params(top);
+    read_values(top);
+    read_states(top);
+    for (const Json& r : top.array("regions", kMaxRegions)) {
+      program_.regions.push_back(
+          read_region(r, detail::concat("region ", program_.regions.size()), act_, lenient_));
+    }
+    read_inputs(top);
+    read_instructions(top);
+    read_outputs(top);
+    top.finish();
+    return std::move(program_);
+  }
+
+ private:
+  void check_version() {
+    Fields top(doc_, "document", true);
+    const std::string format = top.text("format");
+    if (format != "autodeploy.program") fail("document", "format \"autodeploy.program\"", show(Json(format)));
+    Fields version(top.get("version"), "version", true);
+    const int64_t major = version.integer("major", 0, 1 << 20), minor = version.integer("minor", 0, 1 << 20);
+    AD_CHECK(major == kMajor, ErrorKind::kUnsupported, "[program.json: version] expected ", kMajor,
+             ".x, found ", major, ".", minor, ": compile the model again with this version");
+    lenient_ = minor > kMinor;
+  }
+
+  void read_metadata(Fields& top) {
+    const Json& metadata = top.object("metadata", kMaxMetadata);
+    const auto number = [&](const char* name, int64_t* out) {
+      const auto it = metadata.find(name);
+      if (it != metadata.end() && !it->is_null())
+        *out = to_integer(*it, detail::concat("metadata .", name), 0, int64_t{1} << 40);
+    };
+    number("vocab_size", &program_.vocab_size);
+    number("max_positions", &program_.max_positions);
+    program_.metadata_json = metadata.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+
+  void read_params(Fields& top) {
+    std::set<std::string> names;
+    for (const Json& j : top.array("params", kMaxParams)) {
+      const std::string where = detail::concat("param ", program_.params.size());
+      Fields f(j, where, lenient_);
+      ParamSpec p;
+      p.name = f.text("name");
+      p.dtype = to_dtype(f.get("dtype"), where, act_);
+      std::vector<Dim> shape;
+      for (int64_t d : p.shape = f.integers("shape", 0, kMaxInteger, kMaxDims)) shape.push_back(Dim{d, 0, 0});
+      param_numel_.push_back(shape_numel(shape, where));
+      param_shape_.push_back(std::move(shape));
+      f.finish();
+      if (!names.insert(p.name).second) fail(where, "a name of its own", show(Json(p.name)));
+      program_.params.push_back(std::move(p));
+    }
+  }
+
+  void read_values(Fields& top) {
+    for (const Json& j : top.array("values", kMaxValues)) {
+      const std::string where = detail::concat("value ", program_.values.size());
+      Fields f(j, where, lenient_);
+      ValueSpec v;
+      v.name = f.text("name");
+      v.dtype = to_dtype(f.get("dtype"), where, act_);
+      v.shape = f.dims("shape");
+      v.numel = shape_numel(v.shape, where);
+      f.finish();
+      program_.values.push_back(std::move(v));
+    }
+    written_.assign(program_.values.size(), Written::kNo);
+  }
+
+  void read_states(Fields& top) {
+    std::set<std::string> names;
+    for (const Json& j : top.array("states", kMaxStates)) {
+      const std::string where = detail::concat("state ", program_.states.size());
+      Fields f(j, where, lenient_);
+      StateSpec s;
+      s.name = f.text("name");
+      if (!names.insert(s.name).second) fail(where, "a name of its own", show(Json(s.name)));
+      const std::string kind = f.text("kind");
+      if (kind == "paged")
+        s.kind = StateSpec::Kind::kPaged;
+      else if (kind == "slot")
+        s.kind = StateSpec::Kind::kSlot;
+      else if (kind == "conv")
+        s.kind = StateSpec::Kind::kConv;
+      else
+        fail(where, "the kind paged, slot or conv", show(Json(kind)));
+      if (s.kind == StateSpec::Kind::kPaged) {
+        s.window = f.integer("window", 0, kMaxInteger);
+        s.chunk = f.integer("chunk", 0, kMaxInteger);
+      }
+      std::set<std::string> components;
+      for (const Json& c : f.array("components", kMaxComponents)) {
+        const std::string here = detail::concat(where, " component ", s.components.size());
+        Fields cf(c, here, lenient_);
+        StateComponentSpec component;
+        component.name = cf.text("name");
+        component.dtype = to_dtype(cf.get("dtype"), here, act_);
+        component.shape = cf.integers("shape", 1, int64_t{1} << 32, kMaxDims);
+        std::vector<Dim> dims;
+        for (int64_t d : component.shape) dims.push_back(Dim{d, 0, 0});
+        if (shape_numel(dims, here).constant > (int64_t{1} << 40))
+          fail(here, "at most 2^40 elements", shape_text(dims));
+        cf.finish();
+        if (!components.insert(component.name).second)
+          fail(here, "a name of its own", show(Json(component.name)));
+        s.components.push_back(std::move(component));
+      }
+      if (s.components.empty()) fail(where, "at least one component", "none");
+      if (s.kind == StateSpec::Kind::kConv &&
+          (s.components.size() != 1 || s.components[0].shape.size() != 2)) {
+        fail(where, "one component [width, channels]", detail::concat(s.components.size(), " components"));
+      }
+      f.finish();
+      program_.states.push_back(std::move(s));
+    }
+  }
+
+  std::vector<NamedValue> read_named(const Json& map, const char* what) {
+    std::vector<NamedValue> out;
+    for (const auto& item : map.items()) {
+      if (item.key().empty() || item.key().size() > kMaxNameLength)
+        fail(what, "names of 1 to 4096 bytes", detail::concat(item.key().size()));
+      const std::string where = detail::concat(what, " ", item.key());
+      out.push_back(
+          {item.key(), static_cast<int32_t>(to_integer(item.value(), where, 0,
+                                                       static_cast<int64_t>(program_.values.size()) - 1))});
+    }
+    return out;
+  }
+
+  void expect_value(const std::string& where, int32_t v, DType dtype, const std::vector<Dim>& shape) {
+    const ValueSpec& spec = program_.values[static_cast<size_t>(v)];
+    if (spec.dtype != dtype || spec.shape != shape) {
+      fail(where, detail::concat(dtype_name(dtype), " ", shape_text(shape)),
+           detail::concat(dtype_name(spec.dtype), " ", shape_text(spec.shape)));
+    }
+  }
+
+  void read_inputs(Fields& top) {
+    program_.inputs = read_named(top.object("inputs", kMaxNamedValues), "input");
+    for (const NamedValue& n : program_.inputs) {
+      if (written(n.value) != Written::kNo)
+        fail("input " + n.name, "a value of its own", "one that another input fills");
+      written(n.value) = Written::kYes;
+      if (n.name == "token_ids" || n.name == "positions")
+        expect_value("input " + n.name, n.value, DType::kI64, {Dim{0, 1, 0}});
+    }
+  }
+
+  void read_outputs(Fields& top) {
+    program_.outputs = read_named(top.object("outputs", kMaxNamedValues), "output");
+    for (const NamedValue& n : program_.outputs) {
+      const ValueSpec& v = program_.values[static_cast<size_t>(n.value)];
+      const std::string where = "output " + n.name;
+      if (written(n.value) != Written::kYes)
+        fail(where, "a value that an instruction writes", "one that none does");
+      if (n.name != "logits") continue;
+      const bool ok = v.dtype == DType::kF32 && v.shape.size() == 2 && v.shape[0] == Dim{0, 0, 1} &&
+                      v.shape[1].is_static();
+      if (!ok)
+        fail(where, "float32 [R, vocab]", detail::concat(dtype_name(v.dtype), " ", shape_text(v.shape)));
+      if (program_.vocab_size > 0 && v.shape[1].constant < program_.vocab_size) {
+        fail(where, detail::concat("at least vocab_size = ", program_.vocab_size, " columns"),
+             dim_text(v.shape[1]));
+      }
+    }
+  }
+
+  void read_instructions(Fields& top) {
+    for (const Json& j : top.array("instructions", kMaxInstructions)) {
+      program_.instructions.push_back(
+          read_instruction(j, detail::concat("instruction ", program_.instructions.size()), 0));
+    }
+  }
+
+  OperandRef read_operand(const Json& j, const std::string& where) {
+    OperandRef o;
+    if (j.is_null()) return o;
+    Fields f(j, where, lenient_);
+    if (f.has("v") == f.has("p")) fail(where, "one of the fields v and p", f.has("v") ? "both" : "neither");
+    Dim storage;
+    const std::vector<Dim>* whole;
+    if (f.has("v")) {
+      o.kind = OperandRef::Kind::kValue;
+      o.index = static_cast<int32_t>(f.integer("v", 0, static_cast<int64_t>(program_.values.size()) - 1));
+      const ValueSpec& v = program_.values[static_cast<size_t>(o.index)];
+      if (written(o.index) != Written::kYes) {
+        fail(where, "a value that is written before", detail::concat("value ", o.index, " (", v.name, ")"));
+      }
+      storage = v.numel;
+      whole = &v.shape;
+    } else {
+      o.kind = OperandRef::Kind::kParam;
+      o.index = static_cast<int32_t>(f.integer("p", 0, static_cast<int64_t>(program_.params.size()) - 1));
+      storage = param_numel_[static_cast<size_t>(o.index)];
+      whole = &param_shape_[static_cast<size_t>(o.index)];
+    }
+    if (f.has("shape") || f.has("strides") || f.has("offset")) {
+      o.shape = f.dims("shape");
+      o.stride = f.dims("strides");
+      o.offset = to_dim(f.get("offset"), where);
+      if (o.shape.size() != o.stride.size()) {
+        fail(where, detail::concat(o.shape.size(), " strides"), detail::concat(o.stride.size()));
+      }
+      shape_numel(o.shape, where);
+      check_bounds(o, storage, where);
+      o.whole = o.offset == Dim{} && o.shape == *whole && o.stride == contiguous_strides(*whole);
+    } else {
+      o.whole = true;
+      o.shape = *whole;
+      o.stride = contiguous_strides(*whole);
+    }
+    f.finish();
+    return o;
+  }
+
+  InstructionSpec read_instruction(const Json& j, const std::string& prefix, int depth) {
+    InstructionSpec ins;
+    Fields head(j, prefix, true);
+    ins.op = head.text("op");
+    ins.where = detail::concat(prefix, " (", ins.op.substr(0, 60), ")");
+    Fields f(j, ins.where, lenient_);
+    f.get("op");
+    const bool has_parts = f.has("parts");
+    AD_CHECK(has_parts || is_known_op(ins.op), ErrorKind::kInvalidArtifact, "[program.json: ", ins.where,
+             "] expected an op of this version, found ", show(Json(ins.op)),
+             ": compile the model again, or use the newer runtime that it was compiled for");
+    for (const Json& o : f.array("in", kMaxOperands)) {
+      ins.in.push_back(read_operand(o, detail::concat(ins.where, " operand ", ins.in.size())));
+    }
+    const int64_t last_value = static_cast<int64_t>(program_.values.size()) - 1;
+    for (int64_t v : f.integers("out", 0, last_value, kMaxOperands))
+      ins.out.push_back(static_cast<int32_t>(v));
+    ins.attrs.set_owner(ins.op);
+    if (f.has("attrs")) {
+      for (const auto& item : f.object("attrs", kMaxAttrs).items()) {
+        ins.attrs.set(item.key(), to_attr(item.value(), detail::concat(ins.where, " attribute ",
+                                                                       item.key().substr(0, 60))));
+      }
+    }
+    if (f.has("states")) {
+      const int64_t last_state = static_cast<int64_t>(program_.states.size()) - 1;
+      for (int64_t s : f.integers("states", 0, last_state, 16)) ins.states.push_back(static_cast<int32_t>(s));
+    }
+    if (f.has("source")) ins.source = f.text("source");
+    if (f.has("alias")) read_alias(f, &ins);
+    check_schema(&ins, has_parts);
+    if (has_parts) read_parts(f, &ins, depth);
+    for (int32_t v : ins.out) {
+      if (written(v) != Written::kNo) fail(ins.where, "results that nothing else writes", value_text(v));
+      written(v) = Written::kYes;
+      write_log_.push_back(v);
+    }
+    f.finish();
+    return ins;
+  }
+
+  std::string value_text(int32_t v) const {
+    return detail::concat("value ", v, " (", program_.values[static_cast<size_t>(v)].name.substr(0, 60), ")");
+  }
+
+  void read_alias(Fields& f, InstructionSpec* ins) {
+    for (const Json& pair : f.array("alias", kMaxOperands)) {
+      if (!pair.is_array() || pair.size() != 2)
+        fail(ins->where + " .alias", "pairs [out position, in position]", show(pair));
+      const auto at = [&](size_t i, size_t count) {
+        return static_cast<int32_t>(
+            to_integer(pair[i], ins->where + " .alias", 0, static_cast<int64_t>(count) - 1));
+      };
+      const std::pair<int32_t, int32_t> alias{at(0, ins->out.size()), at(1, ins->in.size())};
+      if (ins->in[static_cast<size_t>(alias.second)].kind != OperandRef::Kind::kValue) {
+        fail(ins->where + " .alias", "an operand that is a value", "a param or nothing");
+      }
+      ins->alias.push_back(alias);
+    }
+  }
+
+  // The parts write the composite's results; what else they write is not seen outside, nor written by anybody
+  // else.
+  void read_parts(Fields& f, InstructionSpec* ins, int depth) {
+    if (depth >= kMaxPartsDepth)
+      fail(ins->where, detail::concat("at most ", kMaxPartsDepth, " levels of parts"), "more");
+    const size_t mark = write_log_.size();
+    for (const Json& part : f.array("parts", 4096)) {
+      ins->parts.push_back(
+          read_instruction(part, detail::concat(ins->where, " part ", ins->parts.size()), depth + 1));
+    }
+    if (ins->parts.empty()) {
+      if (!is_known_op(ins->op)) fail(ins->where, "parts", "an empty list");
+      return;
+    }
+    for (size_t i = mark; i < write_log_.size(); ++i) written(write_log_[i]) = Written::kInParts;
+    for (int32_t v : ins->out) {
+      const auto wrote = std::find(write_log_.begin() + static_cast<ptrdiff_t>(mark), write_log_.end(), v);
+      if (wrote == write_log_.end())
+        fail(ins->where, "parts that write its results", detail::concat("none for ", value_text(v)));
+      written(v) = Written::kNo;  // the composite itself counts as the writer
+    }
+    write_log_.resize(mark);
+    for (const InstructionSpec& part : ins->parts) {
+      for (int32_t s : part.states) {
+        if (std::find(ins->states.begin(), ins->states.end(), s) == ins->states.end()) {
+          fail(ins->where, "parts that use its own states", program_.states[static_cast<size_t>(s)].name);
+        }
+      }
+    }
+  }
+
+  void check_schema(InstructionSpec* ins, bool has_parts) {
+    const OpSchema* schema = find_op_schema(ins->op);
+    for (size_t i = 0; i < ins->in.size(); ++i) {
+      const OperandRef& o = ins->in[i];
+      // An op without a schema that carries parts: the parts say how its params are read.
+      if (o.kind != OperandRef::Kind::kParam || (!schema && has_parts)) continue;
+      const bool weight = schema && !schema->variadic && i < schema->in.size() && schema->in[i].weight;
+      ParamSpec& p = program_.params[static_cast<size_t>(o.index)];
+      (weight && o.whole ? p.used_as_weight : p.used_as_plain) = true;
+    }
+    for (size_t i = 0; i < ins->out.size(); ++i) {
+      if (std::count(ins->out.begin(), ins->out.end(), ins->out[i]) > 1)
+        fail(ins->where, "different results", value_text(ins->out[i]));
+    }
+    if (!schema) return;
+    if (schema->variadic) {
+      if (schema->num_out >= 0 && ins->in.empty()) fail(ins->where, "at least one operand", "none");
+    } else if (ins->in.size() != schema->in.size()) {
+      fail(ins->where, detail::concat(schema->in.size(), " operands (null where absent)"),
+           detail::concat(ins->in.size()));
+    }
+    for (size_t i = 0; i < ins->in.size(); ++i) {
+      const bool optional = !schema->variadic && schema->in[i].optional;
+      if (ins->in[i].kind == OperandRef::Kind::kAbsent && !optional)
+        fail(ins->where, detail::concat("operand ", i), "null");
+    }
+    if (schema->num_out >= 0 && static_cast<int>(ins->out.size()) != schema->num_out) {
+      fail(ins->where, detail::concat(schema->num_out, " results"), detail::concat(ins->out.size()));
+    }
+    check_attrs(*schema, *ins);
+    if (ins->states.size() != schema->states.size()) {
+      fail(ins->where, detail::concat(schema->states.size(), " states"), detail::concat(ins->states.size()));
+    }
+    for (size_t i = 0; i < ins->states.size(); ++i) {
+      const StateSpec& s = program_.states[static_cast<size_t>(ins->states[i])];
+      if (s.kind != schema->states[i]) fail(ins->where, "a state of the op's kind", s.name);
+    }
+    if (ins->op == "region") check_region(ins);
+  }
+
+  void check_attrs(const OpSchema& schema, const InstructionSpec& ins) {
+    for (const auto& [name, value] : ins.attrs.all()) {
+      const auto it = std::find_if(schema.attrs.begin(), schema.attrs.end(),
+                                   [&](const AttrSchema& a) { return name == a.name; });
+      if (it == schema.attrs.end())
+        fail(ins.where, "attributes of this version", "the unknown attribute " + show(Json(name)));
+      if (!attr_has_type(value, it->type))
+        fail(ins.where, detail::concat(attr_type_name(it->type), " for attribute ", name), "another type");
+    }
+    for (const AttrSchema& a : schema.attrs) {
+      if (!ins.attrs.all().count(a.name)) fail(ins.where, detail::concat("the attribute ", a.name), "none");
+    }
+  }
+
+  void check_region(InstructionSpec* ins) {
+    const int64_t index = ins->attrs.integer("region");
+    if (index < 0 || index >= static_cast<int64_t>(program_.regions.size())) {
+      fail(ins->where, detail::concat("a region below ", program_.regions.size()), detail::concat(index));
+    }
+    ins->region = static_cast<int32_t>(index);
+    const RegionProgram& region = program_.regions[static_cast<size_t>(index)];
+    if (ins->in.size() != region.inputs.size() || ins->out.size() != region.outputs.size()) {
+      fail(ins->where,
+           detail::concat(region.inputs.size(), " operands and ", region.outputs.size(), " results"),
+           detail::concat(ins->in.size(), " and ", ins->out.size()));
+    }
+    const std::vector<Dim>& shape = program_.values[static_cast<size_t>(ins->out[0])].shape;
+    const auto same = [&](const std::vector<Dim>& found, DType dtype, DType expected,
+                          const std::string& what) {
+      if (found != shape)
+        fail(ins->where, detail::concat("the iteration shape ", shape_text(shape)),
+             detail::concat(shape_text(found), " of ", what));
+      if (dtype != expected)
+        fail(ins->where, std::string(dtype_name(expected)), detail::concat(dtype_name(dtype), " of ", what));
+    };
+    for (size_t i = 0; i < ins->in.size(); ++i) {
+      const OperandRef& o = ins->in[i];
+      const DType dtype = o.kind == OperandRef::Kind::kValue
+                              ? program_.values[static_cast<size_t>(o.index)].dtype
+                              : program_.params[static_cast<size_t>(o.index)].dtype;
+      same(o.shape, dtype, region.inputs[i], detail::concat("operand ", i));
+    }
+    for (size_t i = 0; i < ins->out.size(); ++i) {
+      const size_t r = static_cast<size_t>(region.outputs[i]);
+      const DType dtype =
+          r < region.inputs.size() ? region.inputs[r] : region.nodes[r - region.inputs.size()].dtype;
+      const ValueSpec& v = program_.values[static_cast<size_t>(ins->out[i])];
+      same(v.shape, v.dtype, dtype, detail::concat("result ", i));
+    }
+  }
+
+  // Who writes a value: nobody yet, the caller or an instruction, or an instruction inside a composite that
+  // is closed.
+  enum class Written : uint8_t { kNo, kYes, kInParts };
+  Written& written(int32_t v) { return written_[static_cast<size_t>(v)]; }
+
+  const Json& doc_;
+  const DType act_;
+  bool lenient_ = false;
+  ProgramSpec program_;
+  std::vector<Dim> param_numel_;
+  std::vector<std::vector<Dim>> param_shape_;
+  std::vector<Written> written_;
+  std::vector<int32_t> write_log_;  // of instructions, in order; that of closed parts is taken back
+};
+
+}  // namespace
+
+std::vector<Dim> contiguous_strides(const std::vector<Dim>& shape) {
+  std::vector<Dim> strides(shape.size());
+  Dim next{1, 0, 0};
+  for (size_t i = shape.size(); i-- > 0;) {
+    strides[i] = next;
+    const Dim& d = shape[i];
+    // At most one dim is symbolic, so products stay linear; shape_numel has bounded them.
+    next = next.is_static() ? Dim{d.constant * next.constant, d.t * next.constant, d.r * next.constant}
+                            : Dim{0, next.t * d.constant, next.r * d.constant};
+  }
+  return strides;
+}
+
+ProgramSpec read_program(std::string_view json, DType act) {
+  const Json doc = parse_document(json);
+  return Reader(doc, act).read();
+}
+
+ProgramSpec load_program(const std::string& artifact_dir, DType act) {
+  const std::string path = artifact_dir + "/program.json";
+  std::ifstream in(path, std::ios::binary);
+  AD_CHECK(in.good(), ErrorKind::kIo, "[program.json] expected a readable file, found none at ", path,
+           ": is this the folder of an artifact?");
+  std::ostringstream text;
+  text << in.rdbuf();
+  AD_CHECK(!in.bad() && !text.fail(), ErrorKind::kIo, "[program.json] expected to read ", path,
+           ", found an input error");
+  return read_program(text.str(), act);
+}
+
+}  // namespace autodeploy
