@@ -1,0 +1,48 @@
+// Fills the StepBatch of a step from requests.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache_manager/cache_manager.h"
+#include "scheduler/model_runner.h"
+#include "scheduler/request.h"
+
+namespace autodeploy {
+
+// A request's share of a step: its tokens [begin, begin + len).
+struct ScheduledSequence {
+  Request* request = nullptr;
+  int64_t begin = 0, len = 0;
+  int64_t end() const { return begin + len; }
+  // The chunk reaches the last known token, so its logits choose the next one.
+  bool has_row() const { return end() == request->len(); }
+};
+
+// Owns the arrays of one step, of the largest size from the start: building allocates nothing.
+class BatchBuilder {
+ public:
+  explicit BatchBuilder(const CachePlan& plan);
+
+  // `sequences` has decodes first, with the pages of their tokens mapped. The result stays valid until the
+  // next build.
+  const Step& build(std::span<const ScheduledSequence> sequences, int64_t num_decodes,
+                    const CacheManager& cache);
+  // Bytes of the arrays.
+  int64_t bytes() const;
+
+ private:
+  void fill_page_tables(std::span<const ScheduledSequence> sequences, const CacheManager& cache);
+
+  const CachePlan* plan_;
+  std::vector<int64_t> token_ids_, positions_;
+  std::vector<int32_t> query_start_, kv_len_, slot_, rows_;
+  std::vector<uint8_t> has_state_, cut_;
+  std::vector<std::vector<int32_t>> pages_;  // [group][B * max_pages]
+  std::vector<StepBatch::PageTable> page_tables_;
+  std::vector<SampleRow> sample_rows_;
+  Step step_;
+};
+
+}  // namespace autodeploy
