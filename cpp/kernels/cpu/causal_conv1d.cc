@@ -11,6 +11,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
 namespace autodeploy {
@@ -42,15 +43,14 @@ namespace {
 
 class CausalConv1d : public Kernel {
  public:
-  explicit CausalConv1d(const KernelSpec& spec)
+  CausalConv1d(const KernelSpec& spec, Isa isa)
       : silu_(spec.attrs.string("activation") == "silu"),
         channels_(spec.in[1].shape[0].constant),
         taps_(spec.in[1].shape[1].constant),
-        run_tile_(isa_available(Isa::kAvx512) ? AD_PICK_ISA(Isa::kAvx512, run_tile)
-                  : isa_available(Isa::kAvx2) ? AD_PICK_ISA(Isa::kAvx2, run_tile)
-                                              : AD_PICK_ISA(Isa::kPortable, run_tile)) {}
+        run_tile_(AD_PICK_ISA(isa, run_tile)),
+        name_(std::string("causal_conv1d.") + isa_name(isa)) {}
 
-  const char* name() const override { return "causal_conv1d.cpu"; }
+  const char* name() const override { return name_.c_str(); }
   // The weight with channels innermost, its bias, and zeros for sequences without a state.
   int64_t workspace_bytes() const override { return (taps_ + 1) * channels_ * 4 + taps_ * kTileChannels * 4; }
 
@@ -109,33 +109,34 @@ class CausalConv1d : public Kernel {
   bool silu_;
   int64_t channels_, taps_;
   void (*run_tile_)(const ConvTile&);
+  std::string name_;
 };
+
+std::unique_ptr<Kernel> make_causal_conv1d(const KernelSpec& spec, std::string* why, Isa isa) {
+  const SpecCheck check(spec);
+  check.arity(3, 1, 1);
+  const OperandSpec& x = check.input(0, "x [T, C]", 2, 1);
+  const OperandSpec& weight = check.input(1, "weight [C, K]", 2, 0);
+  const int64_t channels = check.static_dim(x, "x", 1), taps = check.static_dim(weight, "weight", 1);
+  check.shape(weight, "weight", {x.shape[1], fixed(taps)});
+  if (spec.in[2].present) check.shape(spec.in[2], "bias", {x.shape[1]});
+  check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", x.shape);
+  const std::string& activation = spec.attrs.string("activation");
+  check.that(activation.empty() || activation == "silu", "activation \"\" or \"silu\"", "\"" + activation + "\"");
+  const StateSpec& state = spec.states[0];
+  check.that(state.kind == StateSpec::Kind::kConv && state.components.size() == 1 &&
+                 state.components[0].shape == std::vector<int64_t>({taps - 1, channels}),
+             "a conv state [K - 1, C] = [" + std::to_string(taps - 1) + ", " + std::to_string(channels) + "]", "another");
+  if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2}, why)) return nullptr;
+  if (state.components[0].dtype != DType::kF32) {
+    *why = "serves float32 states only";
+    return nullptr;
+  }
+  return std::make_unique<CausalConv1d>(spec, isa);
+}
 
 }  // namespace
 
-std::unique_ptr<Kernel> make_causal_conv1d(const KernelSpec& spec, std::string* why) {
-  AD_CHECK(spec.in.size() == 3 && spec.out.size() == 1 && spec.states.size() == 1, ErrorKind::kInvalidArtifact,
-           "[causal_conv1d] expected 3 operands, 1 result and 1 state, found ", spec.in.size(), ", ", spec.out.size(), " and ",
-           spec.states.size());
-  const OperandSpec &x = spec.in[0], &weight = spec.in[1], &bias = spec.in[2];
-  AD_CHECK(x.shape.size() == 2 && weight.shape.size() == 2 && weight.shape[0] == x.shape[1] && weight.shape[1].constant >= 1,
-           ErrorKind::kInvalidArtifact, "[causal_conv1d] expected x [T, C] and weight [C, K]");
-  const int64_t channels = weight.shape[0].constant, taps = weight.shape[1].constant;
-  AD_CHECK(!bias.present || (bias.shape.size() == 1 && bias.shape[0].constant == channels), ErrorKind::kInvalidArtifact,
-           "[causal_conv1d] expected bias [", channels, "]");
-  const std::string& activation = spec.attrs.string("activation");
-  AD_CHECK(activation.empty() || activation == "silu", ErrorKind::kInvalidArtifact,
-           "[causal_conv1d] expected activation \"\" or \"silu\", found \"", activation, "\"");
-  const StateSpec& state = spec.states[0];
-  AD_CHECK(state.kind == StateSpec::Kind::kConv && state.components.size() == 1 &&
-               state.components[0].shape == std::vector<int64_t>({taps - 1, channels}),
-           ErrorKind::kInvalidArtifact, "[causal_conv1d] expected a conv state [", taps - 1, ", ", channels, "]");
-  AD_CHECK(x.stride[1] == Dim{1} || channels == 1, ErrorKind::kInvalidArtifact, "[causal_conv1d] expected contiguous channels");
-  if (x.dtype != DType::kF32 || weight.dtype != DType::kF32 || state.components[0].dtype != DType::kF32) {
-    *why = "serves float32 only";
-    return nullptr;
-  }
-  return std::make_unique<CausalConv1d>(spec);
-}
+AD_CPU_FACTORIES(causal_conv1d)
 
 }  // namespace autodeploy

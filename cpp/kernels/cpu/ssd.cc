@@ -10,6 +10,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
 namespace autodeploy {
@@ -40,7 +41,7 @@ float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 class Ssd : public Kernel {
  public:
-  explicit Ssd(const KernelSpec& spec)
+  Ssd(const KernelSpec& spec, Isa isa)
       : softplus_(spec.attrs.boolean("softplus")),
         dt_min_(static_cast<float>(spec.attrs.number("dt_min"))),
         dt_max_(static_cast<float>(spec.attrs.number("dt_max"))),
@@ -49,11 +50,10 @@ class Ssd : public Kernel {
         groups_(spec.in[3].shape[1].constant),
         n_(spec.in[3].shape[2].constant),
         max_tokens_(spec.max_tokens),
-        run_head_(isa_available(Isa::kAvx512) ? AD_PICK_ISA(Isa::kAvx512, run_head)
-                  : isa_available(Isa::kAvx2) ? AD_PICK_ISA(Isa::kAvx2, run_head)
-                                              : AD_PICK_ISA(Isa::kPortable, run_head)) {}
+        run_head_(AD_PICK_ISA(isa, run_head)),
+        name_(std::string("ssd.") + isa_name(isa)) {}
 
-  const char* name() const override { return "ssd.cpu"; }
+  const char* name() const override { return name_.c_str(); }
   // dt and decay, head by head.
   int64_t workspace_bytes() const override { return 2 * heads_ * max_tokens_ * static_cast<int64_t>(sizeof(float)); }
 
@@ -100,50 +100,40 @@ class Ssd : public Kernel {
   float dt_min_, dt_max_;
   int64_t heads_, p_, groups_, n_, max_tokens_;
   void (*run_head_)(const SsdHead&);
+  std::string name_;
 };
 
-std::string describe(const OperandSpec& o) {
-  std::string text = "[";
-  for (size_t i = 0; i < o.shape.size(); ++i) {
-    text += (i ? ", " : "") + (o.shape[i].is_static() ? std::to_string(o.shape[i].constant) : std::string("T"));
+std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why, Isa isa) {
+  const SpecCheck check(spec);
+  check.arity(7, 1, 1);
+  const OperandSpec& x = check.input(0, "x [T, H, P]", 3, 1);
+  const OperandSpec& dt = check.input(1, "dt [T, H]", 2, 0);
+  const OperandSpec& b = check.input(3, "b [T, G, N]", 3, 1);
+  const Dim tokens = x.shape[0], heads = x.shape[1], channels = x.shape[2];
+  check.shape(dt, "dt", {tokens, heads});
+  check.shape(check.input(2, "a [H]", 1, 0), "a", {heads});
+  check.shape(check.input(4, "c [T, G, N]", 3, 1), "c", b.shape);
+  const int64_t groups = check.static_dim(b, "b", 1), n = check.static_dim(b, "b", 2), h = check.static_dim(x, "x", 1);
+  check.that(b.shape[0] == tokens && h % groups == 0, "b of as many tokens as x, and groups that divide x's heads",
+             shape_text(b.shape) + " and " + shape_text(x.shape));
+  if (const OperandSpec& d = spec.in[5]; d.present) {
+    check.shape(d, "d", d.shape.size() == 2 ? std::vector<Dim>{heads, channels} : std::vector<Dim>{heads});
   }
-  return text + "]";
+  if (spec.in[6].present) check.shape(spec.in[6], "dt_bias", {heads});
+  check.shape(check.output(0, "the result [T, H, P]", 3, 1), "the result", x.shape);
+  const StateSpec& state = spec.states[0];
+  check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
+                 state.components[0].shape == std::vector<int64_t>({h, channels.constant, n}) &&
+                 state.components[0].dtype == DType::kF32,
+             "a float32 slot state [H, P, N] = [" + std::to_string(h) + ", " + std::to_string(channels.constant) + ", " +
+                 std::to_string(n) + "]",
+             "another");
+  if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4, 5, 6}, why)) return nullptr;
+  return std::make_unique<Ssd>(spec, isa);
 }
 
 }  // namespace
 
-std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why) {
-  AD_CHECK(spec.in.size() == 7 && spec.out.size() == 1 && spec.states.size() == 1, ErrorKind::kInvalidArtifact,
-           "[ssd] expected 7 operands, 1 result and 1 state, found ", spec.in.size(), ", ", spec.out.size(), " and ",
-           spec.states.size());
-  const OperandSpec &x = spec.in[0], &dt = spec.in[1], &a = spec.in[2], &b = spec.in[3], &c = spec.in[4], &d = spec.in[5];
-  AD_CHECK(x.shape.size() == 3 && dt.shape.size() == 2 && a.shape.size() == 1 && b.shape.size() == 3 && c.shape == b.shape,
-           ErrorKind::kInvalidArtifact, "[ssd] expected x [T, H, P], dt [T, H], a [H], b and c [T, G, N], found ", describe(x),
-           ", ", describe(dt), ", ", describe(a), ", ", describe(b), ", ", describe(c));
-  const int64_t heads = x.shape[1].constant, p = x.shape[2].constant, groups = b.shape[1].constant, n = b.shape[2].constant;
-  AD_CHECK(groups > 0 && heads % groups == 0 && dt.shape[1].constant == heads && a.shape[0].constant == heads,
-           ErrorKind::kInvalidArtifact, "[ssd] expected the heads of x, dt and a to agree and to be a multiple of the groups, found ",
-           describe(x), ", ", describe(dt), ", ", describe(a), ", ", describe(b));
-  AD_CHECK(!d.present || (d.shape.size() == 1 && d.shape[0].constant == heads) ||
-               (d.shape.size() == 2 && d.shape[0].constant == heads && d.shape[1].constant == p),
-           ErrorKind::kInvalidArtifact, "[ssd] expected d [H] or [H, P], found ", describe(d));
-  AD_CHECK(!spec.in[6].present || (spec.in[6].shape.size() == 1 && spec.in[6].shape[0].constant == heads), ErrorKind::kInvalidArtifact,
-           "[ssd] expected dt_bias [H], found ", describe(spec.in[6]));
-  const StateSpec& state = spec.states[0];
-  AD_CHECK(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
-               state.components[0].shape == std::vector<int64_t>({heads, p, n}) && state.components[0].dtype == DType::kF32,
-           ErrorKind::kInvalidArtifact, "[ssd] expected a float32 slot state [", heads, ", ", p, ", ", n, "]");
-  for (const OperandSpec& o : spec.in) {
-    if (o.present && o.dtype != DType::kF32) {
-      *why = "serves float32 only";
-      return nullptr;
-    }
-  }
-  for (int i : {0, 3, 4}) {
-    AD_CHECK(spec.in[i].stride[2] == Dim{1} || spec.in[i].shape[2] == Dim{1}, ErrorKind::kInvalidArtifact,
-             "[ssd] expected contiguous channels in operand ", i);
-  }
-  return std::make_unique<Ssd>(spec);
-}
+AD_CPU_FACTORIES(ssd)
 
 }  // namespace autodeploy
