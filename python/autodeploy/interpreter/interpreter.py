@@ -25,6 +25,16 @@ class StepResult:
     values: dict[int, Tensor]
 
 
+@dataclass(frozen=True)
+class InstructionResult:
+    """A value that an instruction made; `index` is its place in the Program (of a part: that of its composite)."""
+
+    index: int
+    instruction: Instruction
+    value: int
+    result: Tensor
+
+
 class Interpreter:
     """Holds a Program, its params and the states of all sequences, as a model runner does.
 
@@ -82,25 +92,52 @@ class Interpreter:
         Raises:
             ValueError: an input is missing or has another shape than the Program says.
         """
-        values: dict[int, Tensor] = {}
-        for name, index in self.program.inputs.items():
-            if name not in inputs:
-                raise ValueError(f"[interpreter] expected the input {name}, found {', '.join(inputs) or 'none'}")
-            values[index] = self._checked(batch, index, inputs[name], f"input {name}")
-        for _, instruction in _flattened(self.program.instructions, self.use_parts):
-            for index, result in zip(instruction.outputs, self._run(batch, values, instruction), strict=True):
-                values[index] = self._checked(batch, index, result, f"{instruction.op} at {instruction.source}")
+        values = self._inputs(batch, inputs)
+        for _ in self._instructions(batch, values):
+            pass
         wanted = values.keys() if taps is None else [t for t in taps if t in values]
         return StepResult(
             {name: values[index] for name, index in self.program.outputs.items()}, {i: values[i] for i in wanted}
         )
 
+    @torch.no_grad()
+    def replay(
+        self, batch: Batch, inputs: Mapping[str, Tensor], observed: Mapping[int, Tensor]
+    ) -> Iterator[InstructionResult]:
+        """Runs one step, each instruction on the values that were `observed` elsewhere where there are such.
+
+        Yields every result as computed here, before the observed value takes its place: an instruction is compared on
+        equal operands, and an error is not carried on.
+        """
+        values = self._inputs(batch, inputs)
+        for made in self._instructions(batch, values):
+            yield made
+            if made.value in observed:
+                what = f"observed {made.instruction.op}"
+                values[made.value] = self._checked(batch, made.value, observed[made.value], what)
+
+    def _inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[int, Tensor]:
+        values: dict[int, Tensor] = {}
+        for name, index in self.program.inputs.items():
+            if name not in inputs:
+                raise ValueError(f"[interpreter] expected the input {name}, found {', '.join(inputs) or 'none'}")
+            values[index] = self._checked(batch, index, inputs[name], f"input {name}")
+        return values
+
+    def _instructions(self, batch: Batch, values: dict[int, Tensor]) -> Iterator[InstructionResult]:
+        for number, instruction in _flattened(self.program.instructions, self.use_parts):
+            results = self._run(batch, values, instruction)
+            for index, result in zip(instruction.outputs, results, strict=True):
+                values[index] = self._checked(batch, index, result, f"{instruction.op} at {instruction.source}")
+            for index in instruction.outputs:
+                yield InstructionResult(number, instruction, index, values[index])
+
     def _run(self, batch: Batch, values: Mapping[int, Tensor], instruction: Instruction) -> Sequence[Tensor]:
         operands = [self._operand(batch, values, o) for o in instruction.inputs]
+        shape = self._shape(batch, instruction.outputs[0])
         if instruction.op == "region":
-            return run_region(self.program.regions[int(instruction.attrs["region"])], operands, self.dtypes)
+            return run_region(self.program.regions[int(instruction.attrs["region"])], operands, self.dtypes, shape)
         if instruction.op in GENERIC:
-            shape = self._shape(batch, instruction.outputs[0])
             results = GENERIC[instruction.op](operands, instruction.attrs, shape)
             return results if isinstance(results, tuple) else (results,)
         if instruction.op not in OPS:

@@ -73,17 +73,20 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def run_region(region: Region, inputs: Sequence[Tensor], dtypes: dict[str, torch.dtype]) -> list[Tensor]:
+def run_region(
+    region: Region, inputs: Sequence[Tensor], dtypes: dict[str, torch.dtype], shape: Sequence[int] | None = None
+) -> list[Tensor]:
     """Results of a region for inputs of one shape; `dtypes` binds the Program's dtype names.
 
-    Floating arithmetic is done in float32 and rounded to a node's dtype afterwards.
+    Floating arithmetic is done in float32 and rounded to a node's dtype afterwards. `shape` is needed where a region
+    reads nothing.
     """
-    shape = inputs[0].shape
+    shape = inputs[0].shape if shape is None else shape
     registers = [_wide(x) for x in inputs]
     for node in region.nodes:
         dtype = dtypes[node.dtype]
         if node.op == "const":
-            result = torch.full(shape, node.value, dtype=dtype)
+            result = torch.full(tuple(shape), node.value, dtype=dtype)
         else:
             result = POINTWISE[node.op](*(registers[a] for a in node.args)).to(dtype)
         registers.append(_wide(result))

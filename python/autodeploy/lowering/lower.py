@@ -10,12 +10,14 @@ from torch.fx import Node
 
 from autodeploy.artifact.program import Program
 from autodeploy.ir import INPUTS, ModelIR
+from autodeploy.ir.region import fused_region
 from autodeploy.ops import op_of
 
 from .builder import LoweringError, ProgramBuilder
 from .call import Call, Sizes
 from .canonical_ops import lower_canonical
 from .generic_ops import GENERIC_OPS
+from .regions import lower_region
 from .view_ops import VIEW_OPS
 from .views import View
 
@@ -85,6 +87,8 @@ def _lower_call(call: Call, model: ModelIR) -> View | list[View] | None:
     target = call.node.target
     if target is operator.getitem:
         return call.env[call.node.args[0]][call.node.args[1]]
+    if target is fused_region:
+        return lower_region(call)
     op = op_of(target)
     if op is not None:
         return lower_canonical(call, op, model.states)

@@ -1,0 +1,58 @@
+"""transformers as the reference: each prompt alone, greedy, in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .schedule import Feed
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What transformers says about one prompt: the tokens it generates, and logits [n, V] of every position fed."""
+
+    feed: Feed
+    logits: NDArray[np.float32]
+
+
+def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Module:
+    """The model of a checkpoint folder or GGUF file in float32; transformers dequantizes quantized weights."""
+    from transformers import AutoModelForCausalLM
+
+    folder, more = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True, **more
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int) -> Expected:
+    """Greedy generation after a prompt; no token ends it, so that every request has the same length."""
+    from transformers import GenerationConfig
+
+    ids = torch.tensor([prompt])
+    # A configuration of our own: a checkpoint's may ask for penalties or sampling, and an end of text must not end it.
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    own, model.generation_config = model.generation_config, config
+    try:
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    finally:
+        model.generation_config = own
+    following = tuple(int(t) for t in made.sequences[0, len(prompt) :])
+    feed = Feed(tuple(prompt), following)
+    prefill = model(input_ids=ids).logits[0, :-1].float().numpy()
+    steps = torch.cat(made.logits).float().numpy()
+    return Expected(feed, np.concatenate([prefill, steps]))
