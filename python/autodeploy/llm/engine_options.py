@@ -1,0 +1,89 @@
+"""Options of the engine, checked, and the native engine made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import env
+
+if TYPE_CHECKING:
+    from .engine_session import NativeEngine
+
+_MAX_SEQ_LEN = 2**30
+_MAX_NUM_SEQS = 65536
+_MAX_BATCH_TOKENS = 2**24
+_DTYPES = ("auto", "float32")
+
+
+def _check_count(name: str, value: int | None, high: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high):
+        raise ValueError(f"[options] {name}: expected an integer from 1 to {high}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits and choices of an engine; None leaves a choice to the engine. cache_bytes in bytes."""
+
+    max_seq_len: int | None = None
+    max_num_seqs: int | None = None
+    max_batch_tokens: int | None = None
+    cache_bytes: int | None = None
+    num_threads: int | None = None
+    exact: bool = False
+
+    @classmethod
+    def from_user(
+        cls,
+        *,
+        max_seq_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_batch_tokens: int | None = None,
+        cache_memory: int | str | None = None,
+        threads: int | None = None,
+        dtype: str = "auto",
+        exact: bool = False,
+    ) -> EngineOptions:
+        """Options from what a user gave; the environment fills in memory and threads. Raises ValueError."""
+        env.check_environment()
+        _check_count("max_seq_len", max_seq_len, _MAX_SEQ_LEN)
+        if max_seq_len == 1:
+            raise ValueError("[options] max_seq_len: expected at least 2 (prompt and answer), found 1")
+        _check_count("max_num_seqs", max_num_seqs, _MAX_NUM_SEQS)
+        _check_count("max_batch_tokens", max_batch_tokens, _MAX_BATCH_TOKENS)
+        if dtype not in _DTYPES:
+            raise ValueError(
+                f"[options] dtype: expected one of {', '.join(_DTYPES)} (the CPU computes in float32), found {dtype!r}"
+            )
+        if not isinstance(exact, bool):
+            raise ValueError(f"[options] exact: expected True or False, found {exact!r}")
+        return cls(
+            max_seq_len=max_seq_len,
+            max_num_seqs=max_num_seqs,
+            max_batch_tokens=max_batch_tokens,
+            cache_bytes=_or(cache_memory, "cache_memory", env.parse_bytes, env.CACHE_MEMORY),
+            num_threads=_or(threads, "threads", env.parse_threads, env.NUM_THREADS),
+            exact=exact,
+        )
+
+    def to_native(self) -> dict[str, Any]:
+        """The options that were chosen, as the native engine takes them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _or(given: Any, name: str, parse: Callable[[Any], int], variable: env.EnvVar[int | None]) -> int | None:
+    if given is None:
+        return variable.get()
+    try:
+        return parse(given)
+    except ValueError as error:
+        raise ValueError(f"[options] {name}: {error}") from None
+
+
+def make_engine(artifact_dir: Path, options: EngineOptions, progress: Callable[..., None]) -> NativeEngine:
+    """The C++ engine. Raises ValueError for an artifact or options it refuses, ImportError where it was not built."""
+    from autodeploy._load_native import load_native
+
+    return load_native().Engine(str(artifact_dir), options.to_native(), progress)

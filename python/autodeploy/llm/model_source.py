@@ -1,0 +1,71 @@
+"""From what a user names as MODEL to an artifact folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from autodeploy.artifact import is_artifact
+
+from .artifact_cache import ArtifactCache
+from .checkpoint_key import checkpoint_key
+from .compile_client import compile_in_child, resolve_in_child
+
+
+def prepare_artifact(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+    cache: ArtifactCache | None = None,
+) -> Path:
+    """The artifact folder for MODEL. A checkpoint is compiled in a child process unless the cache has its artifact.
+
+    report: called with lines of progress. Raises ValueError for a user's mistake, CompileError where compiling fails.
+    """
+    name = os.fspath(model)
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise ValueError(f"[model] expected a folder, a .gguf file, a hub id or an alias, found {model!r}")
+    path = Path(name).expanduser()
+    if is_artifact(path):
+        if revision is not None:
+            raise ValueError(f"[model] revision goes with a hub id; {name} is an artifact")
+        return path.resolve()
+    checkpoint = find_local_checkpoint(path)
+    if checkpoint is None:
+        report(f"looking for {name}")
+        checkpoint, revision = resolve_in_child(name, revision=revision, report=report)
+    elif revision is not None:
+        raise ValueError(f"[model] revision goes with a hub id; {name} is a local checkpoint")
+    cache = ArtifactCache() if cache is None else cache
+    try:
+        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise ValueError(f"[model] {error.filename} cannot be read: {error.strerror}") from None
+
+    def make(out: Path) -> None:
+        report(f"compiling {name}")
+        compile_in_child(name, out, revision=revision, trust_remote_code=trust_remote_code, report=report)
+
+    return cache.find_or_make(key, name, make, report)
+
+
+def find_local_checkpoint(path: Path) -> Path | None:
+    """`path` where it is a checkpoint; None where nothing of that name is on disk, so that it may be a hub id.
+
+    Raises ValueError for a file or folder that is no checkpoint, and for a path that does not exist.
+    """
+    text = str(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"[model] {path}: expected a checkpoint folder or a .gguf file, found another file")
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"[model] {path}: expected config.json (a checkpoint) or artifact.json, found neither")
+        return path
+    if text.startswith(("/", ".", "~")) or text.endswith(".gguf") or text.count("/") > 1:
+        raise ValueError(f"[model] {path} does not exist; give a checkpoint, a .gguf file, a hub id or an artifact")
+    return None
