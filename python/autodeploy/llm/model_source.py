@@ -33,7 +33,7 @@ def prepare_artifact(
         if revision is not None:
             raise ValueError(f"[model] revision goes with a hub id; {name} is an artifact")
         return path.resolve()
-    checkpoint = find_local_checkpoint(path)
+    checkpoint = find_local_checkpoint(name)
     if checkpoint is None:
         report(f"looking for {name}")
         checkpoint, revision = resolve_in_child(name, revision=revision, report=report)
@@ -52,12 +52,12 @@ def prepare_artifact(
     return cache.find_or_make(key, name, make, report)
 
 
-def find_local_checkpoint(path: Path) -> Path | None:
-    """`path` where it is a checkpoint; None where nothing of that name is on disk, so that it may be a hub id.
+def find_local_checkpoint(name: str) -> Path | None:
+    """The path of that name where it is a checkpoint; None where nothing of that name is on disk, so that it may be a hub id.
 
     Raises ValueError for a file or folder that is no checkpoint, and for a path that does not exist.
     """
-    text = str(path)
+    path = Path(name).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise ValueError(f"[model] {path}: expected a checkpoint folder or a .gguf file, found another file")
@@ -66,6 +66,6 @@ def find_local_checkpoint(path: Path) -> Path | None:
         if not (path / "config.json").is_file():
             raise ValueError(f"[model] {path}: expected config.json (a checkpoint) or artifact.json, found neither")
         return path
-    if text.startswith(("/", ".", "~")) or text.endswith(".gguf") or text.count("/") > 1:
+    if name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1:
         raise ValueError(f"[model] {path} does not exist; give a checkpoint, a .gguf file, a hub id or an artifact")
     return None
