@@ -49,7 +49,9 @@ def find_culprit(
             if made.value not in observed:
                 continue
             value = program.values[made.value]
-            limit = OP_TOLERANCE[value.dtype] if tolerance is None or not OP_TOLERANCE[value.dtype] else tolerance
+            limit = OP_TOLERANCE[value.dtype]
+            if tolerance is not None and limit:
+                limit = tolerance
             found = observed[made.value].reshape(made.result.shape)
             difference = first_difference(found, made.result, limit)
             if difference is not None:

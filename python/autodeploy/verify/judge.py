@@ -20,7 +20,7 @@ def judge(
 
     `predicts`: the row's best token is one that generation takes; `token` is the one that the reference took (default:
     the best of `expected`). A different best token is wrong where the gap between the reference's two best logits
-    exceeds the tie tolerance; a nearer tie is counted.
+    exceeds the tie tolerance (or the check's own, where that is larger); a nearer tie is counted.
     """
     check.rows += 1
     error = relative_error(found, expected)
@@ -39,7 +39,7 @@ def judge(
         return
     second, first = np.sort(expected)[-2:]
     gap = float(first - second) / (float(np.abs(expected).max()) or 1.0)
-    if gap > TIE_TOLERANCE:
+    if gap > max(TIE_TOLERANCE, check.tolerance):
         check.wrong.append(
             Wrong(request, position, f"expected token {token}, found {best}; the reference's gap is {gap:.3g}")
         )
