@@ -15,6 +15,6 @@ LOGITS_TOLERANCE = 1e-4
 # Two largest logits closer than this part of the largest are a tie: either token is right.
 TIE_TOLERANCE = 1e-4
 
-# Largest error of one op that rounds its activations to 8 bits (blocks of 32, float scales), and of logits made that way.
+# Largest error of one op that rounds its activations to 8 bits in blocks of 32, and of logits made that way.
 INT8_OP_TOLERANCE = 2e-2
 INT8_LOGITS_TOLERANCE = 5e-2
