@@ -50,11 +50,12 @@ class CleanUp(Transform):
                 ir.graph.erase_node(node)
                 changed = True
                 continue
-            same = identity_of(node)
-            if same is not None:
-                replace(node, same)
-                changed = True
-            elif node.users and _merge_views(node):
+            while node.users:
+                same = identity_of(node)
+                if same is not None:
+                    replace(node, same)
+                elif not _merge_views(node):
+                    break
                 changed = True
         return bool(erase_dead(ir.graph)) or changed
 

@@ -71,17 +71,18 @@ def sizes(shape: Any) -> list[int]:
     return out
 
 
-def _args_equal(node: Node, *args: Any) -> bool:
-    return not node.kwargs and len(node.args) == len(args) and all(
-        x is y or (not isinstance(x, Node) and not isinstance(y, Node) and type(x) is type(y) and x == y)
-        for x, y in zip(node.args, args, strict=True)
-    )
+def _equal(x: Any, y: Any) -> bool:
+    if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
+        return len(x) == len(y) and all(map(_equal, x, y))
+    if isinstance(x, Node) or isinstance(y, Node):
+        return x is y
+    return type(x) is type(y) and bool(x == y)
 
 
 def _as(r: Rewriter, node: Node, target: Any, *args: Any) -> Node | None:
     """`target(*args)` in the place of `node`; None when it is that already."""
     args = tuple(list(x) if isinstance(x, (list, tuple)) else x for x in args)
-    if node.target is target and _args_equal(node, *args):
+    if node.target is target and not node.kwargs and _equal(node.args, args):
         return None
     return r.call(target, *args, like=node, before=node)
 

@@ -80,6 +80,8 @@ class Rewriter:
              **kwargs: Any) -> Node:
         """A call with its value inferred and its source taken from `like`; placed before `before` when given."""
         value = infer(self.ir, target, values_of(args), values_of(kwargs))
+        if name is None and isinstance(target, torch._ops.OpOverload):
+            name = target._schema.name.split("::")[1]
         if before is None:
             node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         else:
@@ -110,3 +112,28 @@ def erase_dead(graph: Graph, candidates: Iterable[Node] | None = None) -> int:
         graph.erase_node(node)
         gone.add(node)
     return len(gone)
+
+
+def sort_graph(graph: Graph) -> None:
+    """Puts every node behind its inputs; apart from that, nodes keep their order."""
+    placed: set[Node] = set()
+    order: list[Node] = []
+    for root in list(graph.nodes):
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            if node in placed:
+                stack.pop()
+                continue
+            waiting = [x for x in node.all_input_nodes if x not in placed]
+            if not waiting:
+                placed.add(node)
+                order.append(node)
+                stack.pop()
+            elif len(stack) > len(graph.nodes):
+                raise AssertionError(f"cycle through {node}")
+            else:
+                stack.extend(reversed(waiting))
+    for previous, node in zip(order, order[1:], strict=False):
+        if previous.next is not node:
+            previous.append(node)

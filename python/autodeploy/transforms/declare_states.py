@@ -1,0 +1,46 @@
+"""Token mixers get the states that they keep between steps."""
+
+from __future__ import annotations
+
+from ..ir import ModelIR
+from ..ops import op_of
+from .base import Transform
+
+
+class DeclareStates(Transform):
+    """Declares the states of every token mixer in the graph.
+
+    1. An op says what it keeps (`Op.state_decl`) from the shapes and attributes of its call.
+    2. States are named after the op and its place among the calls of that op, in graph order: `attention.0`, `ssd.3`; with
+       several per call, also after their number. Names do not depend on names of modules, so that equal graphs have equal states.
+    3. Every call has states of its own. Calls that cache the same keys and values (layers that share a cache) are noted
+       in the metadata as `shared_caches`, for a runtime that lets a state have several readers.
+    """
+
+    name = "declare_states"
+
+    def run(self, ir: ModelIR) -> bool:
+        counts: dict[str, int] = {}
+        cached: dict[tuple[object, ...], str] = {}
+        shared: dict[str, str] = {}
+        changed = False
+        for node in ir.graph.nodes:
+            op = op_of(node.target)
+            if op is None or not op.mixes_tokens:
+                continue
+            values = list(op.bind(node.args, node.kwargs).values())
+            decls = op.state_decl(*(x.meta["val"] if hasattr(x, "meta") else x for x in values))
+            index = counts.get(op.name, 0)
+            counts[op.name] = index + 1
+            names = [f"{op.name}.{index}" + (f".{i}" if len(decls) > 1 else "") for i in range(len(decls))]
+            if node.meta.get("states") != names:
+                node.meta["states"] = names
+                ir.states.update(zip(names, decls, strict=True))
+                changed = True
+            if op.name == "attention" and names:
+                first = cached.setdefault((values[1], values[2], str(decls)), names[0])
+                if first != names[0]:
+                    shared[names[0]] = first
+        if shared and ir.metadata.get("shared_caches") != shared:
+            ir.metadata["shared_caches"] = shared
+        return changed

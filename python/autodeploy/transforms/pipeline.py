@@ -1,0 +1,69 @@
+"""The compiler's transforms on one page, in the order in which they run (DESIGN: a model's way through the compiler)."""
+
+from __future__ import annotations
+
+from ..ir import ModelIR
+from .base import Transform
+from .clean_up import CleanUp
+from .common_subexpressions import CommonSubexpressions
+from .declare_states import DeclareStates
+from .explain import Explain
+from .fold_constants import FoldConstants
+from .fuse_linears import FuseLinears
+from .fuse_regions import FuseRegions
+from .fuse_residual_norm import FuseResidualNorm
+from .manager import Phase, Report, run_phases
+from .normal_forms import NormalForms
+from .raise_activations import RaiseActivations
+from .raise_linear import RaiseLinear
+from .raise_norms import RaiseNorms
+from .raise_rope import RaiseRope
+from .select_rows import SelectRows
+from .tie_weights import TieWeights
+from .token_axis import ProveTokenAxis
+from .token_major import TokenMajor
+
+
+def phases() -> list[Phase]:
+    """The pipeline. Every phase ends in the dialect that stands beside it."""
+    return [
+        Phase("canonicalize", "CANONICAL", [
+            CleanUp(),
+            NormalForms(),
+            TokenMajor(),              # proves the token axis on the way
+            CleanUp(),
+            CommonSubexpressions(),
+            RaiseLinear(),
+            RaiseNorms(),
+            RaiseRope(),
+            RaiseActivations(),
+            FoldConstants(),
+            ProveTokenAxis(),
+        ]),
+        Phase("optimise", "CANONICAL", [
+            TieWeights(),
+            CommonSubexpressions(),
+            SelectRows(),
+            FuseLinears(),
+            FuseResidualNorm(),
+            CleanUp(),
+        ]),
+        Phase("states", "CANONICAL", [
+            DeclareStates(),
+        ]),
+        # Phase 4, distribution and quantization, has no transforms yet.
+        Phase("regions", "CANONICAL", [
+            FuseRegions(),
+            Explain(),
+        ]),
+    ]  # fmt: skip
+
+
+def every_transform() -> list[Transform]:
+    """The transforms of the pipeline, in order."""
+    return [t for phase in phases() for t in phase.transforms]
+
+
+def run_pipeline(ir: ModelIR, dump: str | None = None) -> Report:
+    """Runs all transforms on `ir` in place; `dump` is a folder for the graph's text after each (see `manager`)."""
+    return run_phases(ir, phases(), dump)
