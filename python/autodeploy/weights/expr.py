@@ -3,9 +3,9 @@
 Every node knows its shape and format. Constructors check their arguments, raise WeightError, and simplify what is
 plainly redundant: identities, chains of slices, reshapes, permutations and takes, nested concatenations.
 
-Block formats: a row (last dimension) of blocks can only be moved as a whole. `slice_`, `cat`, `stack`, `take` and
-`reshape` that leave the last dimension as it is keep the format; anything else needs `cast(x, "f32")` first, which
-`on_values` and `join` insert.
+Block formats: a row (last dimension) of blocks can only be moved as a whole. `slice_`, `cat`, `stack`, `take`,
+`permute` and `reshape` that leave the last dimension as and where it is keep the format; anything else needs
+`cast(x, "f32")` first, which `on_values` and `join` insert.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def permute(x: Expr, dims: Sequence[int]) -> Expr:
         return x
     if x.op == "permute":
         return permute(x.xs[0], [x.attrs["dims"][d] for d in dims])
-    if is_block(x.format):
-        raise WeightError(f"[permute] {x.format} cannot be permuted: cast to f32 first")
+    if is_block(x.format) and dims[-1] != len(dims) - 1:
+        raise WeightError(f"[permute] {x.format} keeps its last dimension where it is: cast to f32 first")
     return _node("permute", tuple(x.shape[d] for d in dims), x.format, [x], dims=dims)
 
 

@@ -36,22 +36,26 @@ _SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?",
 _STRING, _ARRAY = 8, 9
 
 
-def read_gguf_header(path: Path) -> FileHeader:
-    """Reads and checks the header; `metadata` of the result holds scalars and strings. Raises WeightError."""
+def read_gguf_header(path: Path, keep_arrays: bool = False) -> FileHeader:
+    """Reads and checks the header. Raises WeightError.
+
+    `metadata` of the result holds scalars and strings, and with `keep_arrays` arrays as lists.
+    """
     if path.stat().st_size < 24:
         raise WeightError(f"[{path}] is truncated or no GGUF file: download it again")
     with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            return _Reader(content, path).header()
+            return _Reader(content, path, keep_arrays).header()
         except (struct.error, UnicodeDecodeError) as e:
             raise WeightError(f"[{path}] ends inside its header ({e}): download it again") from None
 
 
 class _Reader:
-    def __init__(self, content: mmap.mmap, path: Path) -> None:
+    def __init__(self, content: mmap.mmap, path: Path, keep_arrays: bool) -> None:
         self._content = content
         self._path = path
         self._at = 0
+        self._keep_arrays = keep_arrays
 
     def header(self) -> FileHeader:
         self._expect(self._content[:4] == GGUF_MAGIC, f"found {self._content[:4]!r} where GGUF was expected")
@@ -113,7 +117,7 @@ class _Reader:
         return name, self._number("<I"), shape, self._number("<Q")
 
     def _value(self, kind: int, depth: int) -> Any:
-        """A scalar or a string; None for arrays, which are skipped."""
+        """A scalar, a string or a list; None for an array that is skipped."""
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
         if kind == _STRING:
@@ -121,6 +125,8 @@ class _Reader:
         self._expect(kind == _ARRAY and depth < MAX_NESTING, f"has metadata of the unknown type {kind}")
         inner, count = self._number("<I"), self._number("<Q")
         self._expect(count <= MAX_ARRAY, f"has a metadata array of {count} elements")
+        if self._keep_arrays:
+            return [self._value(inner, depth + 1) for _ in range(count)]
         if inner in _SCALARS:
             self._skip(struct.calcsize(_SCALARS[inner]) * count)
         elif inner == _STRING:
