@@ -22,6 +22,7 @@ _IDENTITY_VIEWS = {
     "aten.view", "aten.reshape", "aten._unsafe_view", "aten.expand", "aten.squeeze", "aten.flatten", "aten.view_as",
     "aten.expand_as",
 }  # fmt: skip
+_RESHAPES = {"aten.reshape", "aten.view", "aten.unsqueeze", "aten.squeeze"}
 _NEUTRAL = {"aten.mul": 1, "aten.div": 1, "aten.add": 0, "aten.sub": 0, "aten.pow": 1, "aten.true_divide": 1}
 
 
@@ -112,7 +113,7 @@ def _merge_views(node: Node) -> bool:
             else:
                 node.args = (base, *node.args[1:])
             return True
-    if name in ("aten.reshape", "aten.view") and inner in ("aten.reshape", "aten.view", "aten.unsqueeze", "aten.squeeze"):
+    if name in ("aten.reshape", "aten.view") and inner in _RESHAPES:
         node.args = (x.args[0], *node.args[1:])
         return True
     if name == "aten.permute" and inner == "aten.permute":

@@ -11,10 +11,10 @@ class DeclareStates(Transform):
     """Declares the states of every token mixer in the graph.
 
     1. An op says what it keeps (`Op.state_decl`) from the shapes and attributes of its call.
-    2. States are named after the op and its place among the calls of that op, in graph order: `attention.0`, `ssd.3`; with
-       several per call, also after their number. Names do not depend on names of modules, so that equal graphs have equal states.
-    3. Every call has states of its own. Calls that cache the same keys and values (layers that share a cache) are noted
-       in the metadata as `shared_caches`, for a runtime that lets a state have several readers.
+    2. States are named after the op and its place among the calls of that op, in graph order: `attention.0`, `ssd.3`;
+       with several per call, also after their number. Equal graphs have equal states, whatever modules are called.
+    3. Every call has states of its own. Calls that cache the same keys and values (layers that share a cache) are
+       noted in the metadata as `shared_caches`, for a runtime that lets a state have several readers.
     """
 
     name = "declare_states"

@@ -20,16 +20,17 @@ _VIEWS = {
 _REASONS = {
     "aten.matmul": "a product of two values that both depend on tokens",
     "aten.topk": "routing is left as the model computes it", "aten.gather": "routing is left as the model computes it",
-    "aten.softmax": "no canonical op has a softmax outside attention", "aten.cat": "joins values that are made separately",
+    "aten.softmax": "no canonical op has a softmax outside attention",
+    "aten.cat": "joins values that are made separately",
 }  # fmt: skip
 
 
 class Explain(Transform):
     """Writes `metadata["explain"]`, a list with one record for each call that will be an instruction; changes no node.
 
-    A record has `op`, `kind` ("canonical", "region", "generic" or "author"), `via` ("registry": a hook of the model's library named
-    it; "pattern": found in the graph; "author": the model's own operator; "generic"), `source` (the model's line) and, where it applies,
-    `fused` (lines of what became one call), `states` and `why`.
+    A record has `op`, `kind` ("canonical", "region", "generic" or "author"), `via` ("registry": a hook of the model's
+    library named it; "pattern": found in the graph; "author": the model's own operator; "generic"), `source` (the
+    model's line) and, where it applies, `fused` (lines of what became one call), `states` and `why`.
     """
 
     name = "explain"

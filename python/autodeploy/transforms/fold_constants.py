@@ -28,10 +28,10 @@ _BINARY = {"aten.add": "add", "aten.sub": "sub", "aten.rsub": "rsub", "aten.mul"
 class FoldConstants(Transform):
     """Folds what does not depend on the step's tokens.
 
-    1. A call whose inputs are all constants is computed now, in float32 where the model says bfloat16: `act` is bound later.
-    2. A call on parameters that the weight program can express (layout, elementwise arithmetic, conversions) makes a new
-       parameter with that expression; constants may take part. Large results that are nothing but a change of layout or
-       arithmetic of one weight stay one tensor in memory: the original goes when nothing reads it any more.
+    1. A call whose inputs are all constants is computed now, in float32 where the model says bfloat16: `act` is bound
+       when the artifact is loaded.
+    2. A call on parameters that the weight program can express (layout, elementwise arithmetic, conversions) makes a
+       new parameter with that expression; constants may take part. The original goes when nothing reads it any more.
     3. Only what a step's value, a canonical op or an output reads becomes a placeholder.
     4. Random numbers are not folded.
     """
@@ -86,7 +86,7 @@ def _known(ir: ModelIR, node: Node, known: dict[Node, _Known]) -> _Known | None:
         return None
     if n.dtype_of(node) not in DTYPES or n.size_inputs(node) or "rand" in n.op_name(node):
         return None
-    if not n.op_name(node).startswith("aten.") and not n.op_name(node) == n.GETITEM:
+    if not n.op_name(node).startswith("aten.") and n.op_name(node) != n.GETITEM:
         return None
     inputs = node.all_input_nodes
     if all(x in known and known[x].value is not None for x in inputs):

@@ -19,8 +19,8 @@ class FuseLinears(Transform):
 
     1. Linears of the same value form a group when their weights are parameters that nothing else reads, and either all
        of them have a bias that is such a parameter, or none.
-    2. The weight of the fused linear has the segments of all weights, in order: each keeps its own format. So has the bias.
-       Weights whose rows are no multiple of 16 come last, so that the others' results start aligned.
+    2. The weight of the fused linear has the segments of all weights, in order: each keeps its own format. So has the
+       bias. Weights whose rows are no multiple of 16 come last, so that the others' results start aligned.
     3. Each linear becomes a slice of the fused result.
     """
 

@@ -23,14 +23,14 @@ _MOST_INPUTS = 24  # views that a region reads; more would not stay in registers
 class FuseRegions(Transform):
     """Partitions pointwise calls into regions, each one node that carries its program (ir/region.py).
 
-    1. Calls of one iteration shape that read each other belong together. A call of a smaller shape that others broadcast
-       is a region of its own: it is computed once, not once per element.
-    2. A region is convex: nothing outside it both reads one of its results and feeds it. Regions grow as long as that holds.
+    1. Calls of one iteration shape that read each other belong together. A call of a smaller shape that others
+       broadcast is a region of its own: it is computed once, not once per element.
+    2. A region is convex: nothing outside it both reads one of its results and feeds it. Regions grow while that holds.
     3. What other calls or outputs read are a region's results, in the order in which they are computed.
-    4. Numbers, constants of one element and tensors of one value become constants of the region. Conversions stay: those
-       between `act` and f32 say where the model rounds.
-    5. A conversion of a smaller value that a region broadcasts is done in the region; one that a view separates from the calls
-       that read it moves behind the view.
+    4. Numbers, constants of one element and tensors of one value become constants of the region. Conversions stay:
+       those between `act` and f32 say where the model rounds.
+    5. A conversion of a smaller value that a region broadcasts is done in the region; one that a view separates from
+       the calls that read it moves behind the view.
     """
 
     name = "fuse_regions"

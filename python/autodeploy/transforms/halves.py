@@ -1,7 +1,8 @@
 """Values that repeat themselves along the last dim, and the half of them that says everything.
 
 Rotary tables are often made at full width from angles of half the width: `cat([a, a])` where halves of a head turn
-together, every element twice where neighbours do. `Halves` proves that from the graph and rebuilds the value at half width.
+together, every element twice where neighbours do. `Halves` proves that from the graph and rebuilds the value at half
+its width.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def _twice_each(node: Node) -> Node | None:
         return None
     if n.is_op(single, "aten.unsqueeze") and single.args[1] == n.rank(single) - 1:
         return single.args[0]
-    if n.is_op(single, "aten.reshape") and n.last_size(single) == 1 and n.last_size(single.args[0]) == n.shape_of(pairs)[-2]:
-        return single.args[0]
+    if n.is_op(single, "aten.reshape") and n.last_size(single) == 1:
+        inner = single.args[0]
+        return inner if n.last_size(inner) == n.shape_of(pairs)[-2] else None
     return None

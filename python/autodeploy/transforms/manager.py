@@ -45,7 +45,7 @@ class Report:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"{i:02d} {s.name:24s} {'changed' if s.modified else '-':8s} {s.num_nodes:6d} nodes {s.seconds * 1e3:8.1f} ms"
+            f"{i:02d} {s.name:24s} {'changed' if s.modified else '-':8s}{s.num_nodes:6d} nodes{s.seconds * 1e3:9.1f} ms"
             for i, s in enumerate(self.steps, start=1)
         )
 

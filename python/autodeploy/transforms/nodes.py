@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 canonical = torch.ops.autodeploy
 
 
-@lru_cache(maxsize=None)
+@cache
 def _target_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return f"{target.namespace}.{target._schema.name.split('::')[1]}"
@@ -33,7 +33,7 @@ def is_op(node: Any, *names: str) -> bool:
     return op_name(node) in names
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(target: Any) -> tuple[tuple[str, Any, bool], ...]:
     return tuple((a.name, a.default_value, a.has_default_value()) for a in target._schema.arguments)
 

@@ -33,8 +33,9 @@ class NormalForms(Transform):
     """Rewrites the many spellings of an operation into one.
 
     1. Conversions (`_to_copy`, `type_as`, the overloads of `to`) are `to.dtype`.
-    2. view, flatten, view_as, unflatten are `reshape`, whose one size with T in it is written -1; transpose, t and their
-       like are `permute`; squeeze names its dims; expand_as is `expand`; repeat and repeat_interleave are expand and reshape.
+    2. view, flatten, view_as, unflatten are `reshape`, whose one size with T in it is written -1; transpose, t and
+       their like are `permute`; squeeze names its dims; expand_as is `expand`; repeat and repeat_interleave are expand
+       and reshape.
     3. split, chunk and unbind followed by getitem are `slice` and `select` with bounds inside the tensor.
     4. stack is unsqueeze and `cat`; a constant pad is a `cat` with constants, or a slice.
     5. Writing into slices of a tensor (slice_scatter, select_scatter) is a `cat` of what is left and what was written.

@@ -1,4 +1,4 @@
-"""The compiler's transforms on one page, in the order in which they run (DESIGN: a model's way through the compiler)."""
+"""The compiler's transforms on one page, in the order in which they run."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Pointwise ATen ops, and the region program (docs/program.md, Region) that each of them is.
 
 `POINTWISE` maps the name of an op to a function `(builder, arguments, dtype) -> register`. Arguments are by schema
-name: a register (`Reg`) for a tensor, a Python number otherwise; `dtype` is the result's. Type promotion is PyTorch's: floating
-arithmetic is float32 rounded to the result's dtype, integers stay integers, comparisons compare in the wider type.
+name: a register (`Reg`) for a tensor, a Python number otherwise; `dtype` is the result's. Type promotion is PyTorch's:
+floating arithmetic is float32 rounded to the result's dtype, integers stay integers, comparisons compare in the wider
+type.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class RegionBuilder:
     def __init__(self) -> None:
         self.inputs: list[str] = []
         self._nodes: list[RegionNode] = []  # args are provisional: inputs are ~0, ~1, ...; nodes 0, 1, ...
-        self._known: dict[RegionNode, int] = {}
+        self._known: dict[tuple[object, ...], int] = {}
 
     def input(self, dtype: str) -> Reg:
         self.inputs.append(dtype)
@@ -48,7 +49,7 @@ class RegionBuilder:
         return x if x.dtype == dtype else self.op("cast", x, dtype=dtype)
 
     def _add(self, node: RegionNode) -> Reg:
-        key = node if node.op != "const" else RegionNode("const", node.dtype, (), repr(node.value))  # type: ignore[arg-type]
+        key = (node.op, node.dtype, node.args, repr(node.value))  # repr: 0.0 and -0.0 differ, nan equals itself
         if key not in self._known:
             self._known[key] = len(self._nodes)
             self._nodes.append(node)
@@ -77,7 +78,7 @@ Emit = Callable[[RegionBuilder, Arguments, str], Reg]
 
 
 def _wide(b: RegionBuilder, x: Any, dtype: str) -> Reg:
-    """An argument of arithmetic whose result is `dtype`: floats as they are (they compute in float32), else converted."""
+    """An argument of arithmetic with a result of `dtype`: floats stay (they compute in float32), others convert."""
     if not isinstance(x, Reg):
         return b.const(x, "f32" if dtype in FLOATS else dtype)
     if dtype in FLOATS:
@@ -87,8 +88,8 @@ def _wide(b: RegionBuilder, x: Any, dtype: str) -> Reg:
 
 def _common(*xs: Any) -> str:
     """The dtype in which operands of a comparison meet."""
-    kinds = [x.dtype if isinstance(x, Reg) else "bool" if isinstance(x, bool) else "i64" if isinstance(x, int) else "f32"
-             for x in xs]
+    plain = {bool: "bool", int: "i64", float: "f32"}
+    kinds = [x.dtype if isinstance(x, Reg) else plain[type(x)] for x in xs]
     if any(k in FLOATS for k in kinds):
         return "f32"
     return "i64" if "i64" in kinds else "bool"
@@ -200,7 +201,8 @@ def _bitwise_not(b: RegionBuilder, a: Arguments, dtype: str) -> Reg:
 
 
 def _where(b: RegionBuilder, a: Arguments, dtype: str) -> Reg:
-    return b.op("where", _truth(b, a["condition"]), _wide(b, a["self"], dtype), _wide(b, a["other"], dtype), dtype=dtype)
+    x, y = _wide(b, a["self"], dtype), _wide(b, a["other"], dtype)
+    return b.op("where", _truth(b, a["condition"]), x, y, dtype=dtype)
 
 
 def _masked_fill(b: RegionBuilder, a: Arguments, dtype: str) -> Reg:
@@ -335,7 +337,8 @@ POINTWISE: dict[str, Emit] = {
     "aten.pow": _pow, "aten.square": _unary("square"),
     "aten.minimum": _arith("min", "self", "other"), "aten.maximum": _arith("max", "self", "other"),
     "aten.clamp": _clamp, "aten.clip": _clamp, "aten.clamp_min": _clamp, "aten.clamp_max": _clamp,
-    "aten.relu6": _relu6, "aten.hardtanh": lambda b, a, d: _clamp(b, {**a, "min": a["min_val"], "max": a["max_val"]}, d),
+    "aten.relu6": _relu6,
+    "aten.hardtanh": lambda b, a, d: _clamp(b, {**a, "min": a["min_val"], "max": a["max_val"]}, d),
     "aten.neg": _unary("neg"), "aten.negative": _unary("neg"), "aten.abs": _unary("abs"), "aten.exp": _unary("exp"),
     "aten.exp2": _scaled("exp", math.log(2)), "aten.expm1": _unary("expm1"), "aten.log": _unary("log"),
     "aten.log2": _log_scaled(1 / math.log(2)), "aten.log10": _log_scaled(1 / math.log(10)),

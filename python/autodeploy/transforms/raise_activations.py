@@ -20,8 +20,8 @@ _ERF_1 = math.sqrt(0.5)
 class RaiseActivations(Transform):
     """Finds GELU and SiLU in arithmetic.
 
-    1. x/2 * (1 + tanh(p(x))) with p(x) = sqrt(2/pi) * (x + 0.044715 x^3), however the products are ordered, is gelu(x) with
-       approximate="tanh" (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+    1. x/2 * (1 + tanh(p(x))) with p(x) = sqrt(2/pi) * (x + 0.044715 x^3), however the products are ordered, is gelu(x)
+       with approximate="tanh" (Hendrycks and Gimpel 2016, arXiv:1606.08415).
     2. x/2 * (1 + erf(x / sqrt(2))) is gelu(x).
     3. x * sigmoid(x) is silu(x).
     """

@@ -21,7 +21,8 @@ class RaiseRope(Transform):
 
     1. x * cos + turn(x) * sin, turn(x) = cat([-second half, first half]): pairs are (i, i + R/2).
     2. The same with turn(x) = (-x1, x0, -x3, x2, ...): pairs are (2i, 2i + 1), `interleaved`.
-    3. cat([a * cos - b * sin, b * cos + a * sin]) of the halves a, b of x; interleaved: of even and odd channels, stacked.
+    3. cat([a * cos - b * sin, b * cos + a * sin]) of the halves a, b of x; interleaved: of even and odd channels,
+       stacked in the last dim.
     4. In 1 and 2, cos and sin have full width; they must be shown to repeat (`Halves`), and are rebuilt at half width.
     5. cos and sin must be the same for all heads: one row per token.
     6. cat([rope(x[..., :R]), x[..., R:]]) is `rope(x)`: the op lets channels after the rotated ones pass.

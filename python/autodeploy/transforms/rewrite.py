@@ -6,6 +6,7 @@ distinct call (operator, shapes, dtypes, plain arguments) and shared.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -134,6 +135,6 @@ def sort_graph(graph: Graph) -> None:
                 raise AssertionError(f"cycle through {node}")
             else:
                 stack.extend(reversed(waiting))
-    for previous, node in zip(order, order[1:], strict=False):
+    for previous, node in itertools.pairwise(order):
         if previous.next is not node:
             previous.append(node)

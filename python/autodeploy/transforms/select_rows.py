@@ -21,10 +21,10 @@ from .token_axis import TOKENS, token_axes
 class SelectRows(Transform):
     """Puts `select_rows` as early as the token axis allows; the outputs become [R, ...].
 
-    1. The tail is every call that no token mixer depends on; the proof of the token axis says that it treats tokens one
-       by one, so it may as well run on some of them.
-    2. The values that the tail takes from the rest, its frontier, are selected: each must have its tokens as its first dim
-       and be of a floating dtype; a call whose operands cannot be selected stays out of the tail.
+    1. The tail is every call that no token mixer depends on; the proof of the token axis says that it treats tokens
+       one by one, so it may as well run on some of them.
+    2. The values that the tail takes from the rest, its frontier, are selected: each must have its tokens as its first
+       dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail.
     3. A tensor of one value is not selected but made again with R rows.
     4. Shapes of the tail are inferred anew with R rows.
     """

@@ -342,8 +342,10 @@ def _view_as_real(an: _Analysis, node: Node, a: dict[str, Any]) -> Axes:
 
 # --- reductions, scans, orders
 
-_REDUCTIONS = """sum mean amax amin max min any all prod argmax argmin logsumexp std var var_mean std_mean
-linalg_vector_norm norm count_nonzero aminmax""".split()
+_REDUCTIONS = (
+    "sum", "mean", "amax", "amin", "max", "min", "any", "all", "prod", "argmax", "argmin", "logsumexp", "std", "var",
+    "var_mean", "std_mean", "linalg_vector_norm", "norm", "count_nonzero", "aminmax",
+)  # fmt: skip
 
 
 def reduced_dims(node: Node, a: dict[str, Any]) -> list[int]:
@@ -592,7 +594,8 @@ def step(an: _Analysis, node: Node) -> Any:
         except ValueError as error:
             if isinstance(error, TransformError):
                 raise
-            raise refuse("token axis", node, str(error), "reshape by constant factors of the number of tokens") from None
+            remedy = "reshape by constant factors of the number of tokens"
+            raise refuse("token axis", node, str(error), remedy) from None
     an.axes[node] = result
     return result
 
