@@ -69,7 +69,9 @@ class RegionKernel : public Kernel {
   }
 
   const char* name() const override { return name_.c_str(); }
-  int64_t workspace_bytes() const override { return node_bytes_ + varies_bytes_ + num_threads_ * thread_bytes_; }
+  int64_t workspace_bytes() const override {
+    return node_bytes_ + varies_bytes_ + num_threads_ * thread_bytes_;
+  }
 
   void run(const KernelCall& call) const override {
     RegionIterator it(call.in, call.out[0], tile_);
@@ -78,9 +80,10 @@ class RegionKernel : public Kernel {
     choose_variants(&r);
     choose_direct_outputs(&r);
     const int64_t cost = std::max<int64_t>(1, it.item_elements() * program_.cost);
-    call.pool->parallel_for(it.num_items(), 1 + kGrainCost / cost, [&](int64_t begin, int64_t end, int thread) {
-      run_items(r, begin, end, call.workspace + node_bytes_ + varies_bytes_ + thread * thread_bytes_);
-    });
+    call.pool->parallel_for(
+        it.num_items(), 1 + kGrainCost / cost, [&](int64_t begin, int64_t end, int thread) {
+          run_items(r, begin, end, call.workspace + node_bytes_ + varies_bytes_ + thread * thread_bytes_);
+        });
   }
 
  private:
@@ -97,9 +100,12 @@ class RegionKernel : public Kernel {
     const float f = static_cast<float>(r.value);
     const int64_t i = r.constant && r.dtype == DType::kI64 ? static_cast<int64_t>(r.value) : 0;
     const uint8_t b = r.value != 0;
-    if (r.dtype == DType::kI64) std::memcpy(&bits, &i, 8);
-    else if (r.dtype == DType::kBool) std::memcpy(&bits, &b, 1);
-    else std::memcpy(&bits, &f, 4);
+    if (r.dtype == DType::kI64)
+      std::memcpy(&bits, &i, 8);
+    else if (r.dtype == DType::kBool)
+      std::memcpy(&bits, &b, 1);
+    else
+      std::memcpy(&bits, &f, 4);
     return bits;
   }
 
@@ -113,11 +119,14 @@ class RegionKernel : public Kernel {
       ready.width = static_cast<int32_t>(dtype_size(program_.registers[static_cast<size_t>(n.result)].dtype));
       for (int a = 0; a < n.num_args; ++a) ready.uniform = ready.uniform && !varies(a);
       int variant = kBothVary;
-      if (!ready.uniform && n.num_args == 2) variant = !varies(0) ? kFirstUniform : !varies(1) ? kSecondUniform : kBothVary;
+      if (!ready.uniform && n.num_args == 2)
+        variant = !varies(0) ? kFirstUniform : !varies(1) ? kSecondUniform : kBothVary;
       if (!ready.uniform && n.num_args == 3) {
         variant = !varies(2) ? kSecondUniform : !varies(1) ? kFirstUniform : kBothVary;
-        if (!varies(0)) ready.kind = ReadyNode::Kind::kPick;
-        else if (!varies(1) && !varies(2)) ready.kind = ReadyNode::Kind::kFillFirst;
+        if (!varies(0))
+          ready.kind = ReadyNode::Kind::kPick;
+        else if (!varies(1) && !varies(2))
+          ready.kind = ReadyNode::Kind::kFillFirst;
       }
       ready.fn = table_.fn[static_cast<int>(n.op)][variant];
       run->varies[n.result] = !ready.uniform;
@@ -125,12 +134,14 @@ class RegionKernel : public Kernel {
     }
   }
 
-  // A node may write an output's memory itself unless that is also the memory of an input which a later node reads.
+  // A node may write an output's memory itself unless that is also the memory of an input which a later node
+  // reads.
   void choose_direct_outputs(Run* run) const {
     for (size_t o = 0; o < program_.outputs.size() && o < 64; ++o) {
       const int32_t r = program_.outputs[o];
-      const bool seen = std::find(program_.outputs.begin(), program_.outputs.begin() + static_cast<ptrdiff_t>(o), r) !=
-                        program_.outputs.begin() + static_cast<ptrdiff_t>(o);
+      const bool seen =
+          std::find(program_.outputs.begin(), program_.outputs.begin() + static_cast<ptrdiff_t>(o), r) !=
+          program_.outputs.begin() + static_cast<ptrdiff_t>(o);
       if (!run->varies[r] || seen) continue;
       int32_t writer = 0;
       while (program_.nodes[static_cast<size_t>(writer)].result != r) ++writer;
@@ -147,9 +158,12 @@ class RegionKernel : public Kernel {
     uint8_t** at = reinterpret_cast<uint8_t**>(memory + pointer_offset_);
     for (size_t r = 0; r < program_.registers.size(); ++r) {
       const TileRegister& reg = program_.registers[r];
-      if (reg.constant) at[r] = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(&constants_[r]));
-      else if (!run.varies[r]) at[r] = memory + uniform_offset_ + 8 * r;
-      else if (reg.slot >= 0) at[r] = memory + slot_offset_[static_cast<size_t>(reg.slot)];
+      if (reg.constant)
+        at[r] = const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(&constants_[r]));
+      else if (!run.varies[r])
+        at[r] = memory + uniform_offset_ + 8 * r;
+      else if (reg.slot >= 0)
+        at[r] = memory + slot_offset_[static_cast<size_t>(reg.slot)];
     }
     RegionIterator::Tile tile;
     for (int64_t item = begin; item < end; ++item) {
@@ -176,8 +190,10 @@ class RegionKernel : public Kernel {
       const uint8_t* c = node.args[2] >= 0 ? at[node.args[2]] : a;
       if (node.kind == ReadyNode::Kind::kPick) {
         const int32_t from = node.args[*a ? 1 : 2];
-        if (run.varies[from]) std::memcpy(dst, at[from], static_cast<size_t>(n * node.width));
-        else fill(dst, at[from], node.width, n);
+        if (run.varies[from])
+          std::memcpy(dst, at[from], static_cast<size_t>(n * node.width));
+        else
+          fill(dst, at[from], node.width, n);
         continue;
       }
       if (node.kind == ReadyNode::Kind::kFillFirst) {
@@ -196,8 +212,10 @@ class RegionKernel : public Kernel {
   void write_output(const Run& run, size_t o, const RegionIterator::Tile& tile, const uint8_t* from) const {
     const int32_t width = static_cast<int32_t>(dtype_size(run.call.out[o].dtype));
     uint8_t* to = output_at(run, o, tile);
-    if (!run.varies[program_.outputs[o]]) fill(to, from, width, tile.n);
-    else std::memmove(to, from, static_cast<size_t>(tile.n * width));
+    if (!run.varies[program_.outputs[o]])
+      fill(to, from, width, tile.n);
+    else
+      std::memmove(to, from, static_cast<size_t>(tile.n * width));
   }
 
   const TileProgram program_;
@@ -205,19 +223,22 @@ class RegionKernel : public Kernel {
   const int64_t num_threads_;
   const std::string name_;
   int64_t tile_ = kSmallTile;
-  std::vector<int64_t> slot_offset_;   // in a thread's memory
-  std::vector<uint64_t> constants_;    // per register
-  // Workspace: nodes, whether registers vary, then for each thread slots, uniform values, pointers to registers.
+  std::vector<int64_t> slot_offset_;  // in a thread's memory
+  std::vector<uint64_t> constants_;   // per register
+  // Workspace: nodes, whether registers vary, then for each thread slots, uniform values, pointers to
+  // registers.
   int64_t uniform_offset_ = 0, pointer_offset_ = 0, thread_bytes_ = 0, node_bytes_ = 0, varies_bytes_ = 0;
 };
 
 std::unique_ptr<Kernel> make_region(const KernelSpec& spec, std::string* why, Isa isa) {
   const auto served = [](DType t) { return t == DType::kF32 || t == DType::kI64 || t == DType::kBool; };
   const auto check = [&](bool ok, const char* expected) {
-    AD_CHECK(ok, ErrorKind::kInvalidArtifact, "[region] expected ", expected, ", found otherwise (", spec.source, ")");
+    AD_CHECK(ok, ErrorKind::kInvalidArtifact, "[region] expected ", expected, ", found otherwise (",
+             spec.source, ")");
   };
   check(spec.region != nullptr, "a region");
-  check(spec.in.size() == spec.region->inputs.size() && spec.out.size() == spec.region->outputs.size() && !spec.out.empty(),
+  check(spec.in.size() == spec.region->inputs.size() && spec.out.size() == spec.region->outputs.size() &&
+            !spec.out.empty(),
         "as many operands and results as the region has");
   for (size_t i = 0; i < spec.in.size(); ++i) {
     check(spec.in[i].present && spec.in[i].shape == spec.out[0].shape, "operands of the results' shape");
@@ -227,7 +248,8 @@ std::unique_ptr<Kernel> make_region(const KernelSpec& spec, std::string* why, Is
   for (const RegionNode& n : spec.region->nodes) types.push_back(n.dtype);
   for (size_t i = 0; i < spec.out.size(); ++i) {
     check(spec.out[i].shape == spec.out[0].shape, "results of one shape");
-    check(spec.out[i].dtype == types.at(static_cast<size_t>(spec.region->outputs[i])), "results of the region's dtypes");
+    check(spec.out[i].dtype == types.at(static_cast<size_t>(spec.region->outputs[i])),
+          "results of the region's dtypes");
   }
   if (!std::all_of(types.begin(), types.end(), served)) {
     if (why) *why = "computes float32, i64 and bool only";

@@ -9,8 +9,12 @@ namespace {
 
 enum class Class : uint8_t { kBool, kI64, kF32 };
 
-Class class_of(DType t) { return t == DType::kBool ? Class::kBool : t == DType::kI64 ? Class::kI64 : Class::kF32; }
-DType dtype_of(Class c) { return c == Class::kBool ? DType::kBool : c == Class::kI64 ? DType::kI64 : DType::kF32; }
+Class class_of(DType t) {
+  return t == DType::kBool ? Class::kBool : t == DType::kI64 ? Class::kI64 : Class::kF32;
+}
+DType dtype_of(Class c) {
+  return c == Class::kBool ? DType::kBool : c == Class::kI64 ? DType::kI64 : DType::kF32;
+}
 
 // What an operation is called in each class; kCount where that class does not have it.
 struct Names {
@@ -71,7 +75,8 @@ const Names& names_of(RegionOp op) {
   for (const Names& n : kNames) {
     if (n.op == op) return n;
   }
-  throw Error(ErrorKind::kInvalidArtifact, detail::concat("[region] expected a pointwise op, found number ", static_cast<int>(op)));
+  throw Error(ErrorKind::kInvalidArtifact,
+              detail::concat("[region] expected a pointwise op, found number ", static_cast<int>(op)));
 }
 
 bool is_compare(RegionOp op) { return op >= RegionOp::kEq && op <= RegionOp::kGe; }
@@ -79,13 +84,36 @@ bool is_compare(RegionOp op) { return op >= RegionOp::kEq && op <= RegionOp::kGe
 // Rough price of one element next to a float addition.
 int32_t cost_of(TileOp op) {
   switch (op) {
-    case TileOp::f32_exp: case TileOp::f32_expm1: case TileOp::f32_sigmoid: case TileOp::f32_silu: case TileOp::f32_silu_mul: return 12;
-    case TileOp::f32_log: case TileOp::f32_log1p: case TileOp::f32_tanh: case TileOp::f32_gelu: case TileOp::f32_gelu_tanh:
-    case TileOp::f32_erf: case TileOp::f32_softplus: case TileOp::f32_sin: case TileOp::f32_cos: return 30;
-    case TileOp::f32_pow: case TileOp::f32_fmod: case TileOp::f32_floor_div: case TileOp::i64_pow: case TileOp::i64_fmod:
-    case TileOp::i64_floor_div: return 100;
-    case TileOp::f32_div: case TileOp::f32_sqrt: case TileOp::f32_rsqrt: case TileOp::f32_reciprocal: return 4;
-    default: return 2;
+    case TileOp::f32_exp:
+    case TileOp::f32_expm1:
+    case TileOp::f32_sigmoid:
+    case TileOp::f32_silu:
+    case TileOp::f32_silu_mul:
+      return 12;
+    case TileOp::f32_log:
+    case TileOp::f32_log1p:
+    case TileOp::f32_tanh:
+    case TileOp::f32_gelu:
+    case TileOp::f32_gelu_tanh:
+    case TileOp::f32_erf:
+    case TileOp::f32_softplus:
+    case TileOp::f32_sin:
+    case TileOp::f32_cos:
+      return 30;
+    case TileOp::f32_pow:
+    case TileOp::f32_fmod:
+    case TileOp::f32_floor_div:
+    case TileOp::i64_pow:
+    case TileOp::i64_fmod:
+    case TileOp::i64_floor_div:
+      return 100;
+    case TileOp::f32_div:
+    case TileOp::f32_sqrt:
+    case TileOp::f32_rsqrt:
+    case TileOp::f32_reciprocal:
+      return 4;
+    default:
+      return 2;
   }
 }
 
@@ -131,7 +159,9 @@ class Compiler {
       const double v = reg(r).value;
       const int32_t c = add_register(dtype_of(to));
       reg(c).constant = true;
-      reg(c).value = to == Class::kBool ? v != 0 : to == Class::kI64 ? static_cast<double>(static_cast<int64_t>(v)) : v;
+      reg(c).value = to == Class::kBool  ? v != 0
+                     : to == Class::kI64 ? static_cast<double>(static_cast<int64_t>(v))
+                                         : v;
       if (to != Class::kI64 || (v >= -0x1p53 && v <= 0x1p53)) return c;
     }
     constexpr TileOp kCasts[3][3] = {{kNone, TileOp::cast_bool_i64, TileOp::cast_bool_f32},
@@ -140,7 +170,8 @@ class Compiler {
     return emit(kCasts[static_cast<int>(from)][static_cast<int>(to)], dtype_of(to), {r});
   }
 
-  // An input that is given back goes through a copy, so that no output's memory is written while an input's is still to be read.
+  // An input that is given back goes through a copy, so that no output's memory is written while an input's
+  // is still to be read.
   int32_t output(int32_t r) {
     if (r >= p_.num_inputs) return r;
     const Class c = class_of_reg(r);
@@ -169,21 +200,28 @@ class Compiler {
     for (int32_t a : args) c = std::max(c, class_of_reg(a));
     if (n.op == RegionOp::kAnd || n.op == RegionOp::kOr || n.op == RegionOp::kNot) c = Class::kBool;
     // The next wider class that has the operation.
-    const auto in_class = [&](Class k) { return k == Class::kBool ? names.boolean : k == Class::kI64 ? names.i64 : names.f32; };
+    const auto in_class = [&](Class k) {
+      return k == Class::kBool ? names.boolean : k == Class::kI64 ? names.i64 : names.f32;
+    };
     while (c != Class::kF32 && in_class(c) == kNone) c = static_cast<Class>(static_cast<int>(c) + 1);
-    const bool rounds = n.op == RegionOp::kFloor || n.op == RegionOp::kCeil || n.op == RegionOp::kRound || n.op == RegionOp::kTrunc;
+    const bool rounds = n.op == RegionOp::kFloor || n.op == RegionOp::kCeil || n.op == RegionOp::kRound ||
+                        n.op == RegionOp::kTrunc;
     if (rounds && class_of_reg(args.at(0)) != Class::kF32) return convert(args[0], want);
-    AD_CHECK(in_class(c) != kNone, ErrorKind::kInvalidArtifact, "[region] expected integers or booleans for a bit operation, found floats");
+    AD_CHECK(in_class(c) != kNone, ErrorKind::kInvalidArtifact,
+             "[region] expected integers or booleans for a bit operation, found floats");
     for (int32_t& a : args) a = convert(a, c);
     const DType result = is_compare(n.op) ? DType::kBool : dtype_of(c);
-    const int32_t r = args.size() == 1 ? emit(in_class(c), result, {args[0]}) : emit(in_class(c), result, {args.at(0), args.at(1)});
+    const int32_t r = args.size() == 1 ? emit(in_class(c), result, {args[0]})
+                                       : emit(in_class(c), result, {args.at(0), args.at(1)});
     return convert(r, want);
   }
 
   int32_t lower_where(const std::vector<int32_t>& args, Class want) {
     const int32_t condition = convert(args.at(0), Class::kBool);
     const Class c = std::max(class_of_reg(args.at(1)), class_of_reg(args.at(2)));
-    const TileOp op = c == Class::kF32 ? TileOp::where_f32 : c == Class::kI64 ? TileOp::where_i64 : TileOp::where_bool;
+    const TileOp op = c == Class::kF32   ? TileOp::where_f32
+                      : c == Class::kI64 ? TileOp::where_i64
+                                         : TileOp::where_bool;
     const int32_t a = convert(args[1], c), b = convert(args[2], c);
     return convert(emit(op, dtype_of(c), {condition, a, b}), want);
   }
@@ -207,7 +245,8 @@ class Compiler {
     std::vector<int> reads(p_.registers.size(), 0);
     std::vector<int32_t> writer(p_.registers.size(), -1);
     for (size_t i = 0; i < p_.nodes.size(); ++i) {
-      for (int a = 0; a < p_.nodes[i].num_args; ++a) ++reads[static_cast<size_t>(p_.nodes[i].args[static_cast<size_t>(a)])];
+      for (int a = 0; a < p_.nodes[i].num_args; ++a)
+        ++reads[static_cast<size_t>(p_.nodes[i].args[static_cast<size_t>(a)])];
       writer[static_cast<size_t>(p_.nodes[i].result)] = static_cast<int32_t>(i);
     }
     for (int32_t r : p_.outputs) reads[static_cast<size_t>(r)] += 2;
@@ -216,7 +255,9 @@ class Compiler {
       if (n.op != TileOp::f32_mul) continue;
       for (size_t a = 0; a < 2; ++a) {
         const int32_t w = writer[static_cast<size_t>(n.args[a])];
-        if (w < 0 || p_.nodes[static_cast<size_t>(w)].op != TileOp::f32_silu || reads[static_cast<size_t>(n.args[a])] != 1) continue;
+        if (w < 0 || p_.nodes[static_cast<size_t>(w)].op != TileOp::f32_silu ||
+            reads[static_cast<size_t>(n.args[a])] != 1)
+          continue;
         n.op = TileOp::f32_silu_mul;
         n.args = {p_.nodes[static_cast<size_t>(w)].args[0], n.args[1 - a], -1};
         gone[static_cast<size_t>(w)] = true;

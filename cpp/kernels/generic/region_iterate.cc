@@ -93,7 +93,8 @@ void RegionIterator::locate(int64_t item, Tile* tile) const {
 int64_t RegionIterator::offset_of(int32_t i, const Tile& tile) const {
   const auto& stride = stride_[static_cast<size_t>(i)];
   int64_t offset = tile.column * stride[static_cast<size_t>(outer_)];
-  for (int d = 0; d < outer_; ++d) offset += tile.index[static_cast<size_t>(d)] * stride[static_cast<size_t>(d)];
+  for (int d = 0; d < outer_; ++d)
+    offset += tile.index[static_cast<size_t>(d)] * stride[static_cast<size_t>(d)];
   return offset;
 }
 
@@ -115,10 +116,14 @@ void RegionIterator::gather(int32_t i, const Tile& tile, uint8_t* buffer) const 
   int64_t offset = offset_of(i, tile);
   for (int64_t r = 0; r < tile.num_rows; ++r) {
     const uint8_t* src = view.as<const uint8_t>() + offset * width;
-    if (inner == 1) std::memcpy(buffer, src, static_cast<size_t>(n * width));
-    else if (width == 4) gather_row<uint32_t>(buffer, src, inner, n);
-    else if (width == 8) gather_row<uint64_t>(buffer, src, inner, n);
-    else gather_row<uint8_t>(buffer, src, inner, n);
+    if (inner == 1)
+      std::memcpy(buffer, src, static_cast<size_t>(n * width));
+    else if (width == 4)
+      gather_row<uint32_t>(buffer, src, inner, n);
+    else if (width == 8)
+      gather_row<uint64_t>(buffer, src, inner, n);
+    else
+      gather_row<uint8_t>(buffer, src, inner, n);
     buffer += n * width;
     // The next row, like an odometer.
     for (int d = outer_; d-- > 0;) {
@@ -134,7 +139,8 @@ void RegionIterator::gather(int32_t i, const Tile& tile, uint8_t* buffer) const 
 bool RegionIterator::overlaps(int32_t i, const TensorView& view) const {
   const TensorView& in = inputs_[static_cast<size_t>(i)];
   int64_t last = 0;
-  for (int d = 0; d < in.ndim; ++d) last += (in.shape[static_cast<size_t>(d)] - 1) * in.stride[static_cast<size_t>(d)];
+  for (int d = 0; d < in.ndim; ++d)
+    last += (in.shape[static_cast<size_t>(d)] - 1) * in.stride[static_cast<size_t>(d)];
   const uint8_t* begin = in.as<const uint8_t>();
   const uint8_t* end = begin + (last + 1) * dtype_size(in.dtype);
   const uint8_t* out_begin = view.as<const uint8_t>();

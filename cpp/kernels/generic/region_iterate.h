@@ -9,8 +9,9 @@
 
 namespace autodeploy {
 
-// The iteration shape, collapsed over all inputs, is rows x len. Long rows are cut into tiles; several short ones make one. Outputs are
-// contiguous, so a tile is a range of theirs; inputs are read in place where a tile of them is contiguous and gathered where not.
+// The iteration shape, collapsed over all inputs, is rows x len. Long rows are cut into tiles; several short
+// ones make one. Outputs are contiguous, so a tile is a range of theirs; inputs are read in place where a
+// tile of them is contiguous and gathered where not.
 class RegionIterator {
  public:
   static constexpr int kMaxInputs = 64;
@@ -24,7 +25,9 @@ class RegionIterator {
     std::array<int64_t, kMaxDims> index{};      // of `row`, per outer dim
   };
   int64_t num_items() const { return num_items_; }
-  int64_t item_elements() const { return packs_rows_ ? rows_per_tile_ * len_ : (len_ < max_tile_ ? len_ : max_tile_); }
+  int64_t item_elements() const {
+    return packs_rows_ ? rows_per_tile_ * len_ : (len_ < max_tile_ ? len_ : max_tile_);
+  }
   void locate(int64_t item, Tile* tile) const;
 
   // Whether a tile of the input is one repeated element.

@@ -7,14 +7,15 @@
 
 namespace autodeploy {
 
-// Arguments and results are float, int64_t or uint8_t (0 or 1) arrays of n elements, but an argument that a variant calls uniform is a
-// single element. dst may equal an argument of the same width.
+// Arguments and results are float, int64_t or uint8_t (0 or 1) arrays of n elements, but an argument that a
+// variant calls uniform is a single element. dst may equal an argument of the same width.
 using TileFn = void (*)(void* dst, const void* a, const void* b, const void* c, int64_t n);
 
 #define AD_TILE_F32_UNARY(X)                                                                             \
-  X(neg) X(abs) X(exp) X(log) X(log1p) X(expm1) X(sqrt) X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh)      \
-  X(sigmoid) X(silu) X(relu) X(gelu) X(gelu_tanh) X(softplus) X(erf) X(floor) X(ceil) X(round) X(trunc)   \
-  X(sign) X(square)
+  X(neg)                                                                                                 \
+  X(abs) X(exp) X(log) X(log1p) X(expm1) X(sqrt) X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) \
+      X(silu) X(relu) X(gelu) X(gelu_tanh) X(softplus) X(erf) X(floor) X(ceil) X(round) X(trunc) X(sign) \
+          X(square)
 // silu_mul(a, b) = silu(a) * b, rounded in between: the gate of most MLPs.
 #define AD_TILE_F32_BINARY(X) \
   X(add) X(sub) X(mul) X(div) X(pow) X(min) X(max) X(fmod) X(floor_div) X(silu_mul)
@@ -23,7 +24,9 @@ using TileFn = void (*)(void* dst, const void* a, const void* b, const void* c, 
 #define AD_TILE_I64_BINARY(X) \
   X(add) X(sub) X(mul) X(pow) X(min) X(max) X(fmod) X(floor_div) X(bit_and) X(bit_or) X(bit_xor)
 #define AD_TILE_BOOL_BINARY(X) X(and) X(or) X(xor)
-#define AD_TILE_CAST(X) X(f32, f32) X(i64, i64) X(bool, bool) X(f32, i64) X(f32, bool) X(i64, f32) X(i64, bool) X(bool, f32) X(bool, i64)
+#define AD_TILE_CAST(X) \
+  X(f32, f32)           \
+  X(i64, i64) X(bool, bool) X(f32, i64) X(f32, bool) X(i64, f32) X(i64, bool) X(bool, f32) X(bool, i64)
 #define AD_TILE_WHERE(X) X(f32) X(i64) X(bool)
 
 enum class TileOp : uint8_t {
@@ -31,22 +34,23 @@ enum class TileOp : uint8_t {
   AD_TILE_F32_UNARY(X) AD_TILE_F32_BINARY(X) AD_TILE_COMPARE(X)
 #undef X
 #define X(name) i64_##name,
-  AD_TILE_I64_UNARY(X) AD_TILE_I64_BINARY(X) AD_TILE_COMPARE(X)
+      AD_TILE_I64_UNARY(X) AD_TILE_I64_BINARY(X) AD_TILE_COMPARE(X)
 #undef X
-  bool_not,
+          bool_not,
 #define X(name) bool_##name,
   AD_TILE_BOOL_BINARY(X)
 #undef X
 #define X(from, to) cast_##from##_##to,
-  AD_TILE_CAST(X)
+      AD_TILE_CAST(X)
 #undef X
 #define X(name) where_##name,
-  AD_TILE_WHERE(X)
+          AD_TILE_WHERE(X)
 #undef X
-  kCount,
+              kCount,
 };
 
-// Which of two arguments are uniform: (a, b) of a binary operation, (b, c) of where. Operations on uniform values alone are run with n = 1.
+// Which of two arguments are uniform: (a, b) of a binary operation, (b, c) of where. Operations on uniform
+// values alone are run with n = 1.
 enum TileVariant : int { kBothVary = 0, kFirstUniform = 1, kSecondUniform = 2 };
 
 struct TileTable {
