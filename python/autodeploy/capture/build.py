@@ -117,14 +117,14 @@ def _use_experts_hook(model: PreTrainedModel) -> None:
 
 
 def model_files(model: torch.nn.Module) -> frozenset[str]:
-    """Files of the classes that the model is made of, PyTorch's own excepted."""
+    """Files of the classes that the model is made of, those of libraries (PyTorch, transformers' utilities) excepted."""
     files = set()
-    for cls in {type(m) for m in model.modules()}:
-        for base in cls.__mro__:
-            module = sys.modules.get(base.__module__)
-            path = getattr(module, "__file__", None)
-            if path and not base.__module__.startswith(("torch.", "builtins", "transformers.modeling_utils")):
-                files.add(path)
+    for name in {base.__module__ for m in model.modules() for base in type(m).__mro__}:
+        path = getattr(sys.modules.get(name), "__file__", None)
+        package = name.split(".")[0]
+        library = package in ("torch", "builtins") or (package == "transformers" and name.split(".")[1] != "models")
+        if path and not library:
+            files.add(path)
     return frozenset(files)
 
 

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 # The example's number of tokens: prime, so that no size of a model equals it or divides it, and above the windows and
 # top-k sizes of common configurations, so that Python code which compares with them takes the branch of long sequences.
 # Which branch it took does not go unnoticed: `guards` proves each comparison for every T, or capture is refused.
-EXAMPLE_TOKENS = 10007
+EXAMPLE_TOKENS = 61
 
 
 class Prefill(torch.nn.Module):
     """step i64 [2, T] -> logits [T, V]: the forward that is captured, of one sequence from its start.
 
-    Row 0 of `step` holds token ids, row 1 positions: one tensor, so that T is one symbol whatever is asked about it. The
-    batch dim that models expect exists only inside.
+    Row 0 of `step` holds token ids, row 1 positions: one tensor, so that T is one symbol whatever is asked about it.
+    The batch dim that models expect exists only inside.
     """
 
     def __init__(self, model: PreTrainedModel, hooks: HookState):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .errors import CaptureError
+from .errors import CaptureError, calling_line
 from .hook_state import IMPLEMENTATION, state
 
 _installed = False
@@ -54,12 +54,17 @@ def _replace_kernel_decorator() -> None:
 
         def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
             outside = decorate(function)
-            if hook is None:
-                return outside
 
             @functools.wraps(function)
             def dispatch(*args: Any, **kwargs: Any) -> Any:
-                return outside(*args, **kwargs) if state() is None else hook(func_name, function, args, kwargs)
+                if state() is None:
+                    return outside(*args, **kwargs)
+                if hook is None:
+                    raise CaptureError(
+                        f"[capture] expected a kernel with a canonical op ({', '.join(sorted(KERNELS))}), found "
+                        f"{func_name} at {calling_line()}; it cannot be compiled yet"
+                    )
+                return hook(func_name, function, args, kwargs)
 
             return dispatch
 

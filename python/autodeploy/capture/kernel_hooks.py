@@ -92,9 +92,13 @@ def ssd(kernel: str, function: Callable[..., Any], args: Any, kwargs: Any) -> An
         return_final_states=False,
     )
     squeezed = [t.squeeze(0) for t in (x, dt)]
-    out = OPS["ssd"].torch_op(
-        *squeezed, a, b.squeeze(0), c.squeeze(0), d, dt_bias, bool(softplus), float(limit[0]), float(limit[1])
-    ).unsqueeze(0)
+    out = (
+        OPS["ssd"]
+        .torch_op(
+            *squeezed, a, b.squeeze(0), c.squeeze(0), d, dt_bias, bool(softplus), float(limit[0]), float(limit[1])
+        )
+        .unsqueeze(0)
+    )
     return (out, None) if final else out
 
 

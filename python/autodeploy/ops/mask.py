@@ -16,17 +16,25 @@ from .base import Batch, Op, Sample, StateStore, Step, register
 
 @register
 class Mask(Op):
-    """positions i64 [T] -> bool [T, T]: token i (row) sees token j (column) of its own sequence, as in `attention`.
+    """positions i64 [T], padding [T] or None -> bool [T, T]: token i (row) sees token j (column) as in `attention`.
 
-    `positions` only carries T: sequences are known from the batch, and have no earlier tokens.
+    Only tokens of one sequence see each other. `positions` only carries T: sequences are known from the batch, and have
+    no earlier tokens. `padding` is True (or not 0) where a key may be seen.
     """
 
     name = "mask"
-    schema = "(Tensor positions, bool causal, int window=0, int chunk=0) -> Tensor"
+    schema = "(Tensor positions, Tensor? padding, bool causal, int window=0, int chunk=0) -> Tensor"
     mixes_tokens = True
     in_program = False
 
-    def fake(self, positions: torch.Tensor, causal: bool, window: int = 0, chunk: int = 0) -> torch.Tensor:
+    def fake(
+        self,
+        positions: torch.Tensor,
+        padding: torch.Tensor | None,
+        causal: bool,
+        window: int = 0,
+        chunk: int = 0,
+    ) -> torch.Tensor:
         return positions.new_empty((positions.shape[0], positions.shape[0]), dtype=torch.bool)
 
     def reference(
@@ -34,6 +42,7 @@ class Mask(Op):
         batch: Batch,
         states: Sequence[StateStore],
         positions: torch.Tensor,
+        padding: torch.Tensor | None,
         causal: bool,
         window: int,
         chunk: int,
@@ -43,10 +52,10 @@ class Mask(Op):
             if seq.past:
                 raise ValueError("[mask] expected whole sequences, found one with earlier tokens")
             seen[seq.start : seq.stop, seq.start : seq.stop] = visible(0, seq.length, causal, window, chunk)
-        return seen
+        return seen if padding is None else seen & (padding != 0)
 
     def samples(self) -> Iterator[Sample]:
         for name, attrs in {"causal": {}, "window": {"window": 3}, "chunk": {"chunk": 2}}.items():
             batch = Batch.of([5, 1, 4])
             full = {"causal": True, "window": 0, "chunk": 0, **attrs}
-            yield Sample(name, full, (Step(batch, {"positions": batch.positions()}),))
+            yield Sample(name, full, (Step(batch, {"positions": batch.positions(), "padding": None}),))

@@ -1,0 +1,223 @@
+"""capture(config) -> ModelIR: what a model computes, as a graph of ATen and canonical ops, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Graph, GraphModule, Node
+
+from autodeploy.ir import DTYPES, INPUTS, ConstantInfo, ModelIR, ParamInfo
+from autodeploy.ir.dialect import ATEN, verify
+
+from . import hooks
+from .build import BuildOptions, build, fake_parameters, model_files
+from .errors import CaptureError
+from .export import export_prefill
+from .fold_masks import fold_masks
+from .functionalize import functionalize
+from .guards import discharge
+from .sizes import fold_sizes
+from .source_lines import annotate
+from .tidy import tidy
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_ROOT = "model."  # where export's wrapper holds the model
+
+
+def capture(
+    config: PretrainedConfig,
+    *,
+    model_class: type[PreTrainedModel] | None = None,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+    on_model: Callable[[PreTrainedModel], None] | None = None,
+) -> ModelIR:
+    """Captures the model that transformers builds from `config` (which is not changed).
+
+    model_class: build this class instead of the auto class's choice. trust_remote_code: run modelling code that comes
+    with the checkpoint. on_model: called with the model (parameters on meta, bfloat16) before it is exported, for those
+    who derive where its parameters come from.
+
+    Raises:
+        CaptureError: the model is not a decoder-only language model, or does something that has no canonical op; the
+            message names the line of its source.
+    """
+    hooks.install()
+    options = BuildOptions(model_class, trust_remote_code, code_revision)
+    model = build(config, options, torch.bfloat16)
+    if on_model is not None:
+        on_model(model)
+    files = model_files(model)
+    shapes = {name: tuple(p.shape) for name, p in _stored_tensors(model)}
+    tied = _tied(model)
+    fake_parameters(model)
+    program, notes = export_prefill(model)
+    wide = _WideConstants(config, options, program, model)
+    graph = program.graph_module.graph
+    annotate(graph, files)
+    discharge(graph)
+    graph = functionalize(graph)
+    ir = _as_ir(program, graph, model, wide)
+    ir.parameter_names, ir.tied = shapes, tied
+    tidy(ir.graph)
+    fold_masks(ir.graph)
+    tidy(ir.graph)
+    _drop_unused(ir)
+    fold_sizes(ir.graph, ir.input("token_ids"))
+    ir.graph_module.recompile()
+    ir.metadata.update(_metadata(config))
+    ir.report.extend(sorted(notes.notes))
+    verify(ir, ATEN, "capture")
+    return ir
+
+
+def _stored_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers, every name of a shared one included."""
+    stored = set(model.state_dict().keys())
+    buffers = [(n, b) for n, b in model.named_buffers(remove_duplicate=False) if n in stored]
+    return [*model.named_parameters(remove_duplicate=False), *buffers]
+
+
+def _tied(model: PreTrainedModel) -> dict[str, str]:
+    """Names of parameters that share storage with another one, and that one's first name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner = first.setdefault(id(parameter), name)
+        if owner != name:
+            tied[name] = owner
+    return tied
+
+
+def _metadata(config: PretrainedConfig) -> dict[str, Any]:
+    text = config.get_text_config()
+    facts: dict[str, Any] = {"vocab_size": text.vocab_size}
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        facts["max_positions"] = positions
+    return facts
+
+
+class _WideConstants:
+    """Values of the model's constants before rounding to bfloat16, from a second build in float32 where needed."""
+
+    def __init__(
+        self, config: PretrainedConfig, options: BuildOptions, program: ExportedProgram, model: PreTrainedModel
+    ):
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.lifted: dict[str, torch.Tensor] = {}
+        lifted = self._lifted_names(program)
+        narrow_buffer = any(b.dtype == torch.bfloat16 for b in model.buffers())
+        narrow_lifted = any(program.constants[name].dtype == torch.bfloat16 for name in lifted)
+        if not narrow_buffer and not narrow_lifted:
+            return
+        twin = build(config, options, torch.float32)
+        self.buffers = dict(twin.named_buffers(remove_duplicate=False))
+        if narrow_lifted:
+            fake_parameters(twin)
+            other, _ = export_prefill(twin)
+            names = self._lifted_names(other)
+            same = [tuple(program.constants[n].shape) for n in lifted] == [
+                tuple(other.constants[n].shape) for n in names
+            ]
+            if not same:
+                raise CaptureError(
+                    "[capture] expected the same constants from code run in bfloat16 and in float32, found "
+                    f"{len(lifted)} and {len(names)}"
+                )
+            self.lifted = {a: other.constants[b] for a, b in zip(lifted, names, strict=True)}
+
+    @staticmethod
+    def _lifted_names(program: ExportedProgram) -> list[str]:
+        specs = program.graph_signature.input_specs
+        return [str(s.target) for s in specs if s.kind is InputKind.CONSTANT_TENSOR]
+
+    def constant(self, name: str, value: torch.Tensor, wide: torch.Tensor | None) -> ConstantInfo:
+        if value.dtype in (torch.bfloat16, torch.float16):
+            return ConstantInfo(name, "act", (value if wide is None else wide).detach().to(torch.float32).clone())
+        if value.dtype == torch.float64:
+            return ConstantInfo(name, "f32", value.detach().to(torch.float32))
+        kind = DTYPES.get(value.dtype)
+        if kind is None:
+            return ConstantInfo(name, "i64", value.detach().to(torch.int64))
+        return ConstantInfo(name, kind, value.detach().clone())
+
+
+def _as_ir(program: ExportedProgram, graph: Graph, model: PreTrainedModel, wide: _WideConstants) -> ModelIR:
+    """The exported graph with the IR's placeholders: token_ids, positions, parameters, constants."""
+    _check_outputs(program)
+    params: dict[str, ParamInfo] = {}
+    constants: dict[str, ConstantInfo] = {}
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    step = None
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        spec = specs[node.name]
+        target = str(spec.target).removeprefix(_ROOT)
+        value = node.meta["val"]
+        if spec.kind is InputKind.USER_INPUT:
+            step = node
+        elif spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent):
+            params[node.name] = ParamInfo.whole(target, tuple(value.shape), _dtype(value, target))
+        elif spec.kind is InputKind.BUFFER:
+            constants[node.name] = wide.constant(target, buffers[target], wide.buffers.get(target))
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            name = str(spec.target)
+            constants[node.name] = wide.constant(target, program.constants[name], wide.lifted.get(name))
+        else:
+            raise CaptureError(f"[capture] expected parameters, buffers and constants, found {spec.kind} {spec.target}")
+    assert step is not None
+    _split_step(graph, step)
+    return ModelIR(GraphModule(torch.nn.Module(), graph), params, constants)
+
+
+def _dtype(value: torch.Tensor, name: str) -> str:
+    kind = DTYPES.get(value.dtype)
+    if kind is None:
+        raise CaptureError(f"[capture] expected float, int64 or bool parameters, found {name} of {value.dtype}")
+    return kind
+
+
+def _check_outputs(program: ExportedProgram) -> None:
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureError(
+                f"[capture] expected a forward pass that leaves the model as it is, found one that writes {spec.target}"
+            )
+
+
+def _split_step(graph: Graph, step: Node) -> None:
+    """Puts placeholders token_ids and positions [T] in the place of the rows of `step` [2, T]."""
+    first = next(iter(graph.nodes))
+    rows: dict[int, Node] = {}
+    with graph.inserting_before(first):
+        for i, name in enumerate(INPUTS):
+            rows[i] = graph.placeholder(name)
+            rows[i].meta = {}
+    for user in list(step.users):
+        if user.target is torch.ops.aten.select.int and user.args[1] == 0:
+            row = rows[int(user.args[2])]
+            row.meta.setdefault("val", user.meta["val"])
+            user.replace_all_uses_with(row, propagate_meta=False)
+            graph.erase_node(user)
+    for user in list(step.users):
+        if user.target is not torch.ops.aten.sym_size.int:
+            raise CaptureError(
+                f"[capture] expected token ids and positions to be read apart, found {user.format_node()}"
+            )
+        user.args = (rows[0], 0)
+    graph.erase_node(step)
+
+
+def _drop_unused(ir: ModelIR) -> None:
+    for node in list(ir.graph.nodes):
+        if node.op == "placeholder" and not node.users and node.target not in INPUTS:
+            ir.graph.erase_node(node)
+            ir.params.pop(str(node.target), None)
+            ir.constants.pop(str(node.target), None)

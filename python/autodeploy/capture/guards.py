@@ -1,0 +1,66 @@
+"""What the export assumed about the number of tokens is proved for every number, or the model is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import Graph, Node
+
+from .errors import CaptureError
+
+_SMALL = range(1, 66)
+_LARGE = (127, 1000, 4095, 4096, 4097, 32768, 131072, 1 << 20, (1 << 24) + 1)
+
+
+def discharge(graph: Graph) -> None:
+    """Removes run-time assertions about sizes that hold for every T >= 1.
+
+    Raises:
+        CaptureError: one fails for some T, or depends on the values of tensors; it names the model's line.
+    """
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten._assert_scalar.default:
+            _prove(node)
+            graph.erase_node(node)
+
+
+def _prove(node: Node) -> None:
+    condition = node.args[0]
+    value = condition.meta.get("val") if isinstance(condition, Node) else condition
+    if isinstance(value, bool):
+        expr: Any = sympy.true if value else sympy.false
+    else:
+        expr = value.node.expr
+    failing = counterexample(expr)
+    if failing is None:
+        return
+    line = node.meta.get("source", "an unknown line")
+    if failing == 0:
+        raise CaptureError(f"[capture] expected sizes that follow from T, found one that depends on values at {line}")
+    raise CaptureError(
+        f"[capture] expected code that does the same for every number of tokens T, found a branch on it at {line}: the "
+        f"captured way needs {expr}, which fails for T = {failing}"
+    )
+
+
+def counterexample(expr: Any) -> int | None:
+    """A T >= 1 for which `expr` is false, None when there is none; 0 when `expr` has more in it than T.
+
+    Conditions on sizes are made of sums, products, quotients by constants, minima and comparisons: where truth changes,
+    T is near one of their constants or a quotient of two of them, and those are tried beside small and large numbers.
+    """
+    if expr in (sympy.true, sympy.false):
+        return None if expr == sympy.true else 1
+    symbols = expr.free_symbols
+    if len(symbols) != 1 or str(next(iter(symbols))).startswith("u"):
+        return 0
+    (symbol,) = symbols
+    constants = {abs(int(n)) for n in expr.atoms(sympy.Integer)} | {1}
+    near = {a // b + d for a in constants for b in constants if b for d in (-1, 0, 1)}
+    near |= {a * b + d for a in constants for b in constants for d in (-1, 0, 1)}
+    for tokens in sorted({*_SMALL, *_LARGE, *(n for n in near if n >= 1)}):
+        if expr.xreplace({symbol: sympy.Integer(tokens)}) != sympy.true:
+            return tokens
+    return None

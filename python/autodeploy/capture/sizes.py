@@ -1,0 +1,88 @@
+"""One spelling for sizes: numbers, and multiples of the token count taken from the token ids."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from .errors import CaptureError
+
+
+def fold_sizes(graph: Graph, token_ids: Node) -> None:
+    """Replaces every size that the graph computes by a number, or by k * aten.sym_size.int(token_ids, 0).
+
+    Raises:
+        CaptureError: a size that something reads is no multiple of T.
+    """
+    symbol = token_ids.meta["val"].shape[0].node.expr
+    made: dict[int, Node] = {}
+    after = token_ids
+    while after.next.op == "placeholder":
+        after = after.next
+
+    def tokens(factor: int) -> Node:
+        if factor not in made:
+            first = made.get(1) or (tokens(1) if factor != 1 else None)
+            with graph.inserting_after(first or after):
+                if factor == 1:
+                    node = graph.call_function(torch.ops.aten.sym_size.int, (token_ids, 0))
+                    node.meta["val"] = token_ids.meta["val"].shape[0]
+                else:
+                    node = graph.call_function(operator.mul, (first, factor))
+                    node.meta["val"] = token_ids.meta["val"].shape[0] * factor
+            node.meta["source"] = "the number of tokens"
+            made[factor] = node
+        return made[factor]
+
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function" or isinstance(value, (torch.Tensor, tuple, list)) or node in made.values():
+            continue
+        if not node.users:
+            continue
+        size = _as_multiple(value, symbol)
+        if size is None:
+            if all(isinstance(u.meta.get("val"), (torch.SymInt, torch.SymBool, int, bool)) for u in node.users):
+                continue  # a step on the way to another size
+            line = next(iter(node.users)).meta.get("source", "an unknown line")
+            raise CaptureError(f"[capture] expected sizes that are multiples of T, found {value} at {line}")
+        constant, factor = size
+        _replace(node, tokens(factor) if factor else constant)
+    for node in reversed(list(graph.nodes)):
+        if (
+            node.op == "call_function"
+            and not node.users
+            and not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+        ):
+            graph.erase_node(node)
+
+
+def _as_multiple(value: Any, symbol: Any) -> tuple[Any, int] | None:
+    """(number, 0) or (0, k) of k * T; None of anything else."""
+    if isinstance(value, (int, float, bool)):
+        return value, 0
+    if not isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return None
+    expr = value.node.expr
+    if expr.is_number:
+        return int(expr), 0
+    factor = expr.coeff(symbol)
+    if factor.is_Integer and factor >= 1 and expr == factor * symbol:
+        return 0, int(factor)
+    return None
+
+
+def _replace(node: Node, by: Any) -> None:
+    if isinstance(by, Node):
+        node.replace_all_uses_with(by, propagate_meta=False)
+        return
+
+    def swap(argument: Node) -> Any:
+        return by if argument is node else argument
+
+    for user in list(node.users):
+        user.args = torch.fx.node.map_arg(user.args, swap)
+        user.kwargs = torch.fx.node.map_arg(user.kwargs, swap)
