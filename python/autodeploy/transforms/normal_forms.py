@@ -38,7 +38,8 @@ class NormalForms(Transform):
        and reshape.
     3. split, chunk and unbind followed by getitem are `slice` and `select` with bounds inside the tensor.
     4. stack is unsqueeze and `cat`; a constant pad is a `cat` with constants, or a slice.
-    5. Writing into slices of a tensor (slice_scatter, select_scatter) is a `cat` of what is left and what was written.
+    5. Writing into slices of a tensor (slice_scatter, select_scatter) is a `cat` of what is left and what was written;
+       writing all of it is what was written.
     6. zeros, ones, full and their like are `full`; scatter of a number is scatter of a full tensor.
     7. softmax with a dtype converts first; max and min of two tensors are maximum and minimum; max and min over a dim
        are amax and argmax; var, std, norm and logsumexp are written out; argsort is the second result of a sort.
@@ -310,6 +311,17 @@ def _select_scatter(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     index = a["index"] % int(size)
     part = r.call(aten.unsqueeze.default, a["src"], dim, like=node, before=node)
     return _overwrite(r, node, x, part, dim, index, index + 1)
+
+
+@_form("aten.copy")
+def _copy(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    part = a["src"]
+    if n.dtype_of(part) != n.dtype_of(node):
+        part = r.call(aten.to.dtype, part, n.dtype_of(node), like=node, before=node)
+    sizes_ = _expand_sizes(part, n.shape_of(node))
+    if sizes_ is None:
+        return None
+    return part if all(s == -1 for s in sizes_) else r.call(aten.expand.default, part, sizes_, like=node, before=node)
 
 
 def _overwrite(r: Rewriter, node: Node, x: Node, part: Node, dim: int, start: int, stop: int) -> Node:

@@ -30,6 +30,7 @@ def phases() -> list[Phase]:
         Phase("canonicalize", "CANONICAL", [
             CleanUp(),
             NormalForms(),
+            CleanUp(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),

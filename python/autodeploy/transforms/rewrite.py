@@ -90,6 +90,8 @@ class Rewriter:
                 node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta = {key: x for key, x in like.meta.items() if key in ("source", "via", "block")}
         node.meta["val"] = value
+        if not node.meta.get("source"):
+            node.meta["source"] = "made by the compiler"
         return node
 
 

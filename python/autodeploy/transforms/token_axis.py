@@ -571,7 +571,7 @@ def step(an: _Analysis, node: Node) -> Any:
     value = node.meta.get("val")
     if node.op == "placeholder":
         result: Any = tuple(TOKENS if n.is_symbolic(s) else None for s in value.shape)
-    elif node.op == "output" or value is None or isinstance(value, (torch.SymInt, torch.SymFloat, int, float, bool)):
+    elif node.op == "output" or not isinstance(value, (torch.Tensor, tuple, list)):
         result = ()
     else:
         name = n.op_name(node)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from ..ir import ModelIR
 from ..ops import op_of
@@ -30,7 +31,7 @@ class TokenMajor(Transform):
     2. permute, unsqueeze, squeeze and expand turn into the change between two layouts: mostly nothing.
     3. A reshape regroups the dims before and after T separately.
     4. Reductions, softmax, topk, sort, cumsum, gather, scatter, slices, selects and cat run on the moved dim.
-    5. Ops over the last dim (linear, norms, embedding) run as they are while their last dim stays last.
+    5. Ops over the last dims (linear, norms, embedding, batched products) run as they are while these stay last.
     6. Any other op runs on its operands in their captured layout; its results are then laid out.
     7. The outputs are laid out: [1, T, V] becomes [T, V].
     """
@@ -41,8 +42,21 @@ class TokenMajor(Transform):
         axes = token_axes(ir.graph)
         if all(_laid_out(x, axes[x]) for x in ir.graph.nodes if x.op == "call_function"):
             return False
+        captured = ir.graph_module
         _Builder(ir, axes).build()
+        if _form(captured.graph) == _form(ir.graph):  # rule 6 leaves some ops in their captured layout
+            ir.graph_module = captured
+            return False
         return True
+
+
+def _form(graph: Graph) -> list[Any]:
+    """A graph without the names of its nodes."""
+    index = {node: i for i, node in enumerate(graph.nodes)}
+    return [
+        (node.op, node.target if node.op != "output" else "", repr(map_arg((node.args, node.kwargs), lambda x: index[x])))
+        for node in graph.nodes
+    ]
 
 
 def _laid_out(node: Node, axes: Any) -> bool:
@@ -349,6 +363,15 @@ def _gather(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
     return _Value(b.emit(node.target, parts["self"], dim, *rest, like=node), order, n.shape_of(node))
 
 
+@_rule("aten.flip")
+def _flip(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
+    order = b.source_order(a["self"])
+    dims = [_moved(order, d, n.rank(node)) for d in a["dims"]]
+    if None in dims:
+        return None
+    return b.result(node, b.emit(node.target, b.values[a["self"]].node, dims, like=node), order)
+
+
 @_rule("aten.slice")
 def _slice(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
     x = b.values[a["self"]]
@@ -391,13 +414,17 @@ def _last(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
     return b.result(node, b.emit(node.target, b.laid_out(x), *rest, like=node, **kwargs), order)
 
 
-@_rule("aten.matmul")
+@_rule("aten.matmul", "aten.bmm")
 def _matmul(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
     x, y = node.args[:2]
     order = _order(b.axes[x], n.shape_of(x))
-    if n.rank(y) != 2 or n.has_tokens(y) or order[-1] != n.rank(x) - 1 or n.rank(x) < 2:
+    if n.rank(y) == 2 and not n.has_tokens(y) and order[-1] == n.rank(x) - 1 and n.rank(x) >= 2:
+        return b.result(node, b.emit(node.target, b.laid_out(x), b.captured(y, node), like=node), order)
+    ndim = n.rank(node)
+    order = _order(b.axes[node], n.shape_of(node))
+    if n.rank(x) != ndim or n.rank(y) != ndim or order[-2:] != (ndim - 2, ndim - 1):
         return None
-    return b.result(node, b.emit(node.target, b.laid_out(x), b.captured(y, node), like=node), order)
+    return b.result(node, b.emit(node.target, b.arranged(x, order, node), b.arranged(y, order, node), like=node), order)
 
 
 @_rule("aten.embedding")

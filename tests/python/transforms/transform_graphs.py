@@ -29,7 +29,7 @@ def capture(module: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> Mod
     for parameter in module.parameters():
         if parameter.dtype == torch.float32:
             parameter.data = parameter.data.to(dtype)
-    tokens = torch.export.Dim("T", min=2)
+    tokens = torch.export.Dim("T", min=16)
     example = (torch.zeros(EXAMPLE_TOKENS, dtype=torch.int64), torch.arange(EXAMPLE_TOKENS))
     with torch.no_grad():
         program = torch.export.export(
@@ -70,10 +70,17 @@ def _to_ir(program: torch.export.ExportedProgram) -> ModelIR:
     for node in graph.nodes:
         trace = node.meta.get("stack_trace") or ""
         lines = [line for line in trace.splitlines() if line.strip().startswith("File")]
-        node.meta["source"] = lines[-1].split('"')[1].rsplit("/", 1)[-1] + ":" + lines[-1].split("line ")[1] if lines else ""
+        node.meta["source"] = _line(lines[-1]) if lines else ""
     module = GraphModule(torch.nn.Module(), graph)
     names = {p.fqns[0]: p.shape for p in params.values()}
     return ModelIR(module, params, constants, parameter_names=names)
+
+
+def _line(text: str) -> str:
+    """`file.py:12 function` of a line of a traceback."""
+    _, path, rest = text.split('"', 2)
+    number, function = rest.removeprefix(", line ").split(", in ")
+    return f"{path.rsplit('/', 1)[-1]}:{number} {function}"
 
 
 def random_weights(ir: ModelIR, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -148,6 +155,24 @@ def ops(ir: ModelIR) -> list[str]:
 
 def count(ir: ModelIR, name: str) -> int:
     return ops(ir).count(name)
+
+
+class _Blocks(torch.nn.Module):
+    """Several functions of one embedding, each captured by itself: x [1, T, W] (and positions [1, T]) -> [1, T, V]."""
+
+    def __init__(self, function, width: int, parameters: dict[str, tuple[int, ...]]):
+        super().__init__()
+        self.function = function
+        self.table = torch.nn.Embedding(16, width)
+        self.p = torch.nn.ParameterDict({k: torch.nn.Parameter(torch.zeros(s)) for k, s in parameters.items()})
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return self.function(self.table(input_ids), position_ids, self.p)
+
+
+def capture_function(function, width: int = 8, **parameters: tuple[int, ...]) -> ModelIR:
+    """The graph of function(x [1, T, width], positions [1, T], parameters) -> [1, T, ...]."""
+    return capture(_Blocks(function, width, parameters))
 
 
 def check(ir: ModelIR, *transforms: Transform, tokens: int = 11, vocab: int = 16, again: bool = True,
