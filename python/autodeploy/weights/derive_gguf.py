@@ -87,7 +87,7 @@ def _processed(
 
     pieces: dict[str, list[tuple[Piece, Expr]]] = {}
     for name, stored in checkpoint.tensors.items():
-        found = learn(_process_of(processor, name, names), stored.shape, name)
+        found = learn(process_of(processor, name, names), stored.shape, name)
         if not found:
             unused(name)
         for target, piece in found.items():
@@ -96,7 +96,7 @@ def _processed(
     return {target: _joined(target, parts, note) for target, parts in pieces.items()}
 
 
-def _process_of(processor: Any, name: str, names: dict[str, str]) -> Process:
+def process_of(processor: Any, name: str, names: dict[str, str]) -> Process:
     """The processor as a function from one array to {parameter: array}."""
 
     def process(array: Array) -> dict[str, Array]:

@@ -27,6 +27,7 @@ Apply = Callable[[Expr], Expr]
 
 _COLUMNS = 3
 _MAX_ELEMENTS = 1 << 27  # of a function that must run on the whole shape
+_MAX_CHECKED = 1 << 22  # elements on which a result is confirmed
 _MAX_SCATTERED = 1 << 20  # elements that may be listed one by one
 
 
@@ -57,11 +58,17 @@ def learn(process: Process, shape: tuple[int, ...], name: str) -> dict[str, Piec
             break
         for value_map in _value_maps(process, size):
             found = _learn_layout(process, size, value_map, whole=size == shape)
-            if found is not None and _agrees(process, size, found):
+            if found is not None and _agrees(process, size, found) and _agrees(process, _check_size(shape), found):
                 return found
     raise WeightError(
         f"[{name}] its conversion cannot be expressed: it is neither a reordering nor a known function of values"
     )
+
+
+def _check_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape to confirm what was learned on few columns: the whole one, or some more columns where it is large."""
+    whole = len(shape) < 2 or math.prod(shape) <= _MAX_CHECKED
+    return shape if whole else (*shape[:-1], min(shape[-1], 2 * _COLUMNS + 1))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ CASES = [
     ("data", e.data(np.arange(3, dtype="<i8"), "i64"), np.arange(3, dtype=np.float32)),
     ("rows of blocks", e.take(e.slice_(leaf("q"), 0, 1, 6), 0, [4, 0]), Q[[5, 1]]),
     ("heads of blocks", e.reshape(leaf("q"), (2, 3, 64)), Q.reshape(2, 3, 64)),
+    ("permuted heads", e.permute(e.reshape(leaf("q"), (2, 3, 64)), [1, 0, 2]), Q.reshape(2, 3, 64).transpose(1, 0, 2)),
     ("dequantized", e.permute(e.cast(leaf("q"), "f32"), [1, 0]), Q.T),
     ("blocks in arithmetic", e.binary("add", leaf("q"), 1.0), Q + 1),
 ]
@@ -104,7 +105,8 @@ def test_simplification_reaches_the_leaf():
 def test_blocks_keep_their_rows_or_are_dequantized_with_a_note():
     q = leaf("q")
     moved = [e.slice_(q, 0, 1, 2), e.cat([q, q], 0), e.stack([q, q], 1), e.take(q, 0, [1, 0])]
-    assert {x.format for x in [*moved, e.reshape(q, (3, 2, 64))]} == {"q4_0"}
+    heads = e.reshape(q, (3, 2, 64))
+    assert {x.format for x in [*moved, heads, e.permute(heads, [1, 0, 2])]} == {"q4_0"}
     cuts = [
         lambda x: e.slice_(x, 1, 0, 32),
         lambda x: e.permute(x, [1, 0]),
