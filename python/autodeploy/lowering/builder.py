@@ -75,6 +75,8 @@ class ProgramBuilder:
     def param(self, name: str, dtype: str, shape: Sequence[int]) -> View:
         """The param of that name, as a whole. It enters the Program when an instruction reads it."""
         ref = ParamRef(name)
+        if ref in self._shapes:
+            raise LoweringError(f"[lowering] expected a name of its own for each param and constant, found two of {name}")
         view = View.whole(ref, dtype, shape)
         self._shapes[ref] = view.shape
         return view

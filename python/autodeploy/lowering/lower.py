@@ -71,10 +71,10 @@ def _placeholder(builder: ProgramBuilder, sizes: Sizes, model: ModelIR, node: No
         return builder.input(name, "i64", sizes.shape(node.meta["val"].shape))
     if name in model.params:
         param = model.params[name]
-        return builder.param(name, param.dtype, param.shape)
+        return builder.param(param.name, param.dtype, param.shape)
     if name in model.constants:
         constant = model.constants[name]
-        return builder.param(name, constant.dtype, tuple(constant.value.shape))
+        return builder.param(constant.name, constant.dtype, tuple(constant.value.shape))
     raise LoweringError(f"[lowering] expected an input, a param or a constant, found the placeholder {name}")
 
 

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 from autodeploy.artifact.program import Instruction, Operand, Program, Region, State, number_to_json
 
+from .dims import as_dim, contiguous_strides
+
+_LONGEST_FACT = 160  # longer facts are shown by their number of entries
+
 
 def format_program(program: Program, sources: bool = True) -> str:
     """The whole Program, stable for equal Programs; `sources` adds the model's line to each instruction."""
@@ -16,7 +20,8 @@ def format_program(program: Program, sources: bool = True) -> str:
 def _lines(program: Program, sources: bool) -> Iterator[str]:
     yield f"program {program.version[0]}.{program.version[1]}"
     for key, fact in sorted(program.metadata.items()):
-        yield f"  {key} = {json.dumps(fact, sort_keys=True)}"
+        text = json.dumps(fact, sort_keys=True)
+        yield f"  {key} = {text if len(text) <= _LONGEST_FACT else f'({len(fact)} entries)'}"
     yield f"params ({len(program.params)})"
     for i, param in enumerate(program.params):
         yield f"  p{i} {param.name}: {param.dtype}{_dims(param.shape)}"
@@ -70,7 +75,9 @@ def _operand(program: Program, operand: Operand | None) -> str:
     if operand.shape is None or operand.strides is None:
         return name
     offset = f" +{operand.offset}".replace("*", "") if operand.offset != 0 else ""
-    return f"{name}{{{_dims(operand.shape)} by {_dims(operand.strides)}{offset}}}"
+    plain = contiguous_strides(tuple(as_dim(d) for d in operand.shape))
+    strides = "" if plain == tuple(as_dim(d) for d in operand.strides) else f" by {_dims(operand.strides)}"
+    return f"{name}{{{_dims(operand.shape)}{strides}{offset}}}"
 
 
 def _instruction(
