@@ -11,7 +11,7 @@ namespace autodeploy::program_format {
 namespace {
 
 constexpr size_t kMaxDocumentBytes = size_t{256} << 20;
-constexpr int kMaxNesting = 64;
+constexpr int kMaxNesting = 160;  // expressions of weights nest 64 deep, two levels each
 // Keeps factor * T within 2^53 for the largest T.
 constexpr int64_t kMaxFactor = kMaxInteger / kMaxProgramTokens;
 
@@ -38,9 +38,16 @@ void check_nesting(std::string_view text) {
 
 }  // namespace
 
+namespace {
+thread_local const char* document_name = "program.json";
+}  // namespace
+
+DocumentName::DocumentName(const char* name) : outer_(document_name) { document_name = name; }
+DocumentName::~DocumentName() { document_name = outer_; }
+
 void fail(const std::string& where, const std::string& expected, const std::string& found) {
   throw Error(ErrorKind::kInvalidArtifact,
-              detail::concat("[program.json: ", where, "] expected ", expected, ", found ", found));
+              detail::concat("[", document_name, ": ", where, "] expected ", expected, ", found ", found));
 }
 
 std::string show(const Json& j) {

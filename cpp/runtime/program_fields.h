@@ -18,7 +18,19 @@ constexpr int64_t kMaxInteger = int64_t{1}
                                 << 53;  // exact in a double, and products of two fit __int128 easily
 constexpr size_t kMaxNameLength = 4096;
 
-// Throws Error(kInvalidArtifact) "[program.json: <where>] expected <expected>, found <found>".
+// The file that complaints on this thread name while the object lives; program.json without one.
+class DocumentName {
+ public:
+  explicit DocumentName(const char* name);
+  ~DocumentName();
+  DocumentName(const DocumentName&) = delete;
+  DocumentName& operator=(const DocumentName&) = delete;
+
+ private:
+  const char* outer_;
+};
+
+// Throws Error(kInvalidArtifact) "[<document>: <where>] expected <expected>, found <found>".
 [[noreturn]] void fail(const std::string& where, const std::string& expected, const std::string& found);
 // A short rendering of any JSON value for messages.
 std::string show(const Json& j);
