@@ -76,7 +76,7 @@ class ProgramBuilder:
         """The param of that name, as a whole. It enters the Program when an instruction reads it."""
         ref = ParamRef(name)
         if ref in self._shapes:
-            raise LoweringError(f"[lowering] expected a name of its own for each param and constant, found two of {name}")
+            raise LoweringError(f"[lowering] expected params and constants of different names, found {name} twice")
         view = View.whole(ref, dtype, shape)
         self._shapes[ref] = view.shape
         return view
