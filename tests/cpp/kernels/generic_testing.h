@@ -110,10 +110,10 @@ class Tensor {
 
 struct Call {
   std::string op;
-  std::vector<Tensor> in, out;
-  std::vector<std::pair<std::string, AttrValue>> attrs;
+  std::vector<Tensor> in = {}, out = {};
+  std::vector<std::pair<std::string, AttrValue>> attrs = {};
   const RegionProgram* region = nullptr;
-  std::string kernel;  // by name; empty: the preferred one
+  std::string kernel = {};  // by name; empty: the preferred one
 };
 
 inline KernelSpec make_spec(const Call& r, int num_threads) {
