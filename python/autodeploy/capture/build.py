@@ -117,7 +117,7 @@ def _use_experts_hook(model: PreTrainedModel) -> None:
 
 
 def model_files(model: torch.nn.Module) -> frozenset[str]:
-    """Files of the classes that the model is made of, those of libraries (PyTorch, transformers' utilities) excepted."""
+    """Files of the classes that the model is made of, but not of libraries (PyTorch, transformers' utilities)."""
     files = set()
     for name in {base.__module__ for m in model.modules() for base in type(m).__mro__}:
         path = getattr(sys.modules.get(name), "__file__", None)

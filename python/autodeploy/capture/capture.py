@@ -159,6 +159,7 @@ def _as_ir(program: ExportedProgram, graph: Graph, model: PreTrainedModel, wide:
     step = None
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = specs[node.name]
+        _shorten(node)
         target = str(spec.target).removeprefix(_ROOT)
         value = node.meta["val"]
         if spec.kind is InputKind.USER_INPUT:
@@ -175,6 +176,13 @@ def _as_ir(program: ExportedProgram, graph: Graph, model: PreTrainedModel, wide:
     assert step is not None
     _split_step(graph, step)
     return ModelIR(GraphModule(torch.nn.Module(), graph), params, constants)
+
+
+def _shorten(node: Node) -> None:
+    """Takes the wrapper's attribute out of a placeholder's name: p_layers_0_... for the parameter layers.0..."""
+    kind, _, rest = node.name.partition("_")
+    node._rename(f"{kind}_{rest.removeprefix(_ROOT.replace('.', '_'))}")
+    node.target = node.name
 
 
 def _dtype(value: torch.Tensor, name: str) -> str:

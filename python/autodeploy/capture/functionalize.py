@@ -64,7 +64,7 @@ class _Functionalizer:
     def note_view(self, node: Node) -> None:
         mine = _storages(node)
         base = next((a for a in node.all_input_nodes if mine & _storages(a)), None) if mine else None
-        if base is not None:
+        if base is not None and (node.target is not operator.getitem or base in self.parent):
             self.parent[node] = base
             self.seen[node] = self.version.get(self.root(base), 0)
 
@@ -137,6 +137,10 @@ class _Functionalizer:
                 return self.call(aten.select_scatter.default, (before, value, dim, item), {}, write, whole)
             case "transpose":
                 return self.call(aten.transpose.int, (value, *args), {}, write, whole)
+            case "permute":
+                order = list(view.args[1])
+                inverse = sorted(range(len(order)), key=lambda d: order[d] % len(order))
+                return self.call(aten.permute.default, (value, inverse), {}, write, whole)
             case "alias" | "detach" | "contiguous" | "to":
                 return value
             case "view" | "reshape" | "squeeze" | "unsqueeze" | "flatten" | "unflatten" | "_unsafe_view" | "view_as":

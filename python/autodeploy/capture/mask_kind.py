@@ -19,8 +19,9 @@ class MaskKind:
 
     def narrow(self, field: str, value: Any) -> None:
         """Intersects with a window or a chunk."""
-        if not isinstance(value, int) or value <= 0:
-            raise CaptureError(f"[mask] expected a positive {field}, found {value!r} at {calling_line()}")
+        if not isinstance(value, int):
+            raise CaptureError(f"[mask] expected a number as {field}, found {value!r} at {calling_line()}")
+        value = value if value > 0 else -1  # nothing is seen; refused where attention reads such a mask
         present = getattr(self, field)
         if field == "chunk" and present not in (0, value):
             raise CaptureError(f"[mask] expected one chunk size, found {present} and {value} at {calling_line()}")

@@ -18,7 +18,7 @@ def annotate(graph: Graph, model_files: Collection[str]) -> None:
     """Writes `meta["source"]`, "file.py:123 Class.forward", on every node that the model's code made.
 
     It is the innermost frame in one of the model's own files, so that a line of a model which calls a library's layer
-    or function stands for what that computes. Nodes without any such frame (made by the tracer) get that of their input.
+    or function stands for what that computes. Nodes without such a frame (made by the tracer) get that of their input.
     """
     for node in graph.nodes:
         if node.op != "call_function":
@@ -26,7 +26,7 @@ def annotate(graph: Graph, model_files: Collection[str]) -> None:
         line = _source(node, model_files)
         if line is None:
             line = next((a.meta["source"] for a in node.all_input_nodes if a.meta.get("source")), None)
-        node.meta["source"] = line or "an unknown line"
+        node.meta["source"] = line or "the model's input"
 
 
 def _source(node: Node, model_files: Collection[str]) -> str | None:
