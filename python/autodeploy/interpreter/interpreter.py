@@ -152,7 +152,8 @@ class Interpreter:
         if operand.shape is None:
             return storage
         shape, strides = ([self._dim(batch, d) for d in dims] for dims in (operand.shape, operand.strides))
-        return torch.as_strided(storage, shape, strides, self._dim(batch, operand.offset))
+        # A value may itself be a part of a tensor that an op passed on.
+        return torch.as_strided(storage, shape, strides, storage.storage_offset() + self._dim(batch, operand.offset))
 
     def _checked(self, batch: Batch, index: int, tensor: Tensor, what: str) -> Tensor:
         value = self.program.values[index]

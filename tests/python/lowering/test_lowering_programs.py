@@ -144,3 +144,17 @@ def test_an_op_of_captured_graphs_is_refused() -> None:
 
     with pytest.raises(LoweringError, match=r"\[autodeploy.mask.default\] .*transform should have replaced.*model.py"):
         lower(model_of(graph, {}))
+
+
+def test_a_value_may_be_part_of_another_tensor() -> None:
+    """With one token a part of a row is contiguous, and an op that changes nothing passes it on as it is."""
+    same = "act | r1 = cast act r0 | r1"
+
+    def graph(ids: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        part = fused(same, torch.ops.autodeploy.embedding(ids, table)[:, 4:12])
+        return torch.cat([part[:, 1::2], part[:, ::2]], -1)
+
+    params = {"table": PARAMS["table"]}
+    made = lower(model_of(graph, params, act=True))
+    for ids in (torch.tensor([3]), torch.tensor([3, 1])):
+        torch.testing.assert_close(run_program(made, params, ids)[0], graph(ids, ids, params["table"]))
