@@ -59,7 +59,7 @@ def parse_generation_config(config: dict[str, Any]) -> GenerationDefaults:
         top_k=int(_number(config, "top_k", _SAMPLING_TOP_K, 0, 2**31 - 1)) if samples else 0,
         top_p=float(_number(config, "top_p", 1.0, 1e-9, 1.0)) if samples else 1.0,
         min_p=float(_number(config, "min_p", 0.0, 0.0, 1.0)) if samples else 0.0,
-        repetition_penalty=float(_number(config, "repetition_penalty", 1.0, 1e-3, 1e3)),
+        repetition_penalty=float(_number(config, "repetition_penalty", 1.0, 1e-3, 100.0)),
         max_tokens=None if max_tokens is None else int(_number(config, "max_new_tokens", 0, 1, 2**31 - 1)),
         eos_token_ids=_token_ids(config, "eos_token_id"),
         suppress_token_ids=_token_ids(config, "suppress_tokens"),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from autodeploy.artifact import is_artifact
+from autodeploy.artifact import is_artifact, read_manifest
 
 from .artifact_cache import ArtifactCache
 from .checkpoint_key import checkpoint_key
@@ -53,7 +53,7 @@ def prepare_artifact(
 
 
 def find_local_checkpoint(name: str) -> Path | None:
-    """The path of that name where it is a checkpoint; None where nothing of that name is on disk, so that it may be a hub id.
+    """The path of that name where it is a checkpoint; None where there is none on disk, so that it may be a hub id.
 
     Raises ValueError for a file or folder that is no checkpoint, and for a path that does not exist.
     """
@@ -63,6 +63,8 @@ def find_local_checkpoint(name: str) -> Path | None:
             raise ValueError(f"[model] {path}: expected a checkpoint folder or a .gguf file, found another file")
         return path
     if path.is_dir():
+        if (path / "artifact.json").is_file():
+            read_manifest(path)  # says what is wrong with it
         if not (path / "config.json").is_file():
             raise ValueError(f"[model] {path}: expected config.json (a checkpoint) or artifact.json, found neither")
         return path

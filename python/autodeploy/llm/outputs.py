@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Logprob:
-    """A token's log probability (natural, after logit bias and penalties) and its rank, 0 for the likeliest."""
+    """A token's log probability and its rank, 1 for the likeliest.
+
+    The logarithm is natural and of the model's own distribution: before bias, penalties and temperature.
+    """
 
     logprob: float
-    rank: int | None
+    rank: int
     token: str
 
 

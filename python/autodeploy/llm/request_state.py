@@ -109,7 +109,7 @@ class CompletionState:
     def _logprobs(self, entry: tuple[Any, ...]) -> dict[int, Logprob]:
         token_id, logprob, rank, top = entry
         found = {token_id: Logprob(logprob, rank, self._token_text(token_id))}
-        for place, (other_id, other) in enumerate(top):
+        for place, (other_id, other) in enumerate(top, 1):
             found.setdefault(other_id, Logprob(other, place, self._token_text(other_id)))
         return found
 

@@ -12,13 +12,15 @@ from .generation_defaults import GenerationDefaults
 
 DEFAULT_MAX_TOKENS = 256
 MAX_COMPLETIONS = 64
-MAX_LOGPROBS = 20
+MAX_LOGPROBS = 128
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LEN = 4096
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 4096
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
+_MIN_TEMPERATURE = 1e-4
+_FORBIDDEN = -100.0  # the bias of tokens that a generation config suppresses
 
 
 def _fail(field: str, expected: str, found: object) -> None:
@@ -56,13 +58,13 @@ class SamplingParams:
     repetition_penalty: above 1 divides (positive) or multiplies (negative) the logits of tokens of the prompt and the
         answer (Keskar et al. 2019, arXiv:1909.05858).
     presence_penalty, frequency_penalty: subtracted from the logits of tokens of the answer, once or per occurrence.
-    logit_bias: token id -> number added to its logit, -100 to 100; -inf forbids the token.
+    logit_bias: token id -> number added to its logit, -100 (as good as forbidden) to 100.
     seed: the same seed and prompt give the same tokens; completion i of n uses seed + i. None draws a fresh one.
     stop: strings that end the answer; the text stops before them, unless include_stop_str.
     stop_token_ids: token ids that end the answer besides the model's own.
     min_tokens: neither a stop nor an end token counts before so many tokens.
     ignore_eos: the model's own end tokens do not end the answer.
-    logprobs: None, or how many of the likeliest tokens to report at each place, besides the chosen one (0 to 20).
+    logprobs: None, or how many of the likeliest tokens to report at each place, besides the chosen one (0 to 128).
     skip_special_tokens: leave special tokens out of the text.
 
     Raises ValueError for a value out of range, naming the field.
@@ -95,7 +97,9 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             _fail("min_tokens", f"at most max_tokens ({self.max_tokens})", self.min_tokens)
         if self.temperature is not None:
-            _check_float("temperature", self.temperature, 0, 100, "a number from 0 (greedy) to 100")
+            _check_float("temperature", self.temperature, 0, 100, "0 (greedy) or a number from 0.0001 to 100")
+            if 0 < self.temperature < _MIN_TEMPERATURE:
+                _fail("temperature", "0 (greedy) or a number from 0.0001 to 100", self.temperature)
         if self.top_k is not None:
             _check_int("top_k", self.top_k, 0, _MAX_INT, "an integer of at least 1, or 0 for all tokens")
         if self.top_p is not None:
@@ -103,9 +107,10 @@ class SamplingParams:
         if self.min_p is not None:
             _check_float("min_p", self.min_p, 0, 1, "a number from 0 to 1")
         if self.repetition_penalty is not None:
-            _check_float("repetition_penalty", self.repetition_penalty, 1e-3, 1e3, "a number from 0.001 to 1000")
+            expected = "a number above 0, up to 100"
+            _check_float("repetition_penalty", self.repetition_penalty, 0, 100, expected, above=True)
         for field in ("presence_penalty", "frequency_penalty"):
-            _check_float(field, getattr(self, field), -100, 100, "a number from -100 to 100")
+            _check_float(field, getattr(self, field), -2, 2, "a number from -2 to 2")
         if self.seed is not None:
             _check_int("seed", self.seed, 0, _MAX_SEED, "an integer from 0 to 2**63 - 1")
         if self.logprobs is not None:
@@ -136,8 +141,7 @@ class SamplingParams:
             _fail("logit_bias", f"a dict of at most {MAX_LOGIT_BIAS} token ids and numbers", self.logit_bias)
         for token_id, bias in self.logit_bias.items():
             _check_int("logit_bias", token_id, 0, _MAX_INT, "token ids of at least 0")
-            if bias != -math.inf:
-                _check_float("logit_bias", bias, -100, 100, "numbers from -100 to 100, or -inf")
+            _check_float("logit_bias", bias, -100, 100, "numbers from -100 to 100")
         object.__setattr__(self, "logit_bias", {i: float(bias) for i, bias in self.logit_bias.items()})
 
     @property
@@ -167,7 +171,7 @@ def resolve_params(
         for token_id in getattr(params, field) or ():
             _check_int(field, token_id, 0, vocab_size - 1, f"token ids below the vocabulary size {vocab_size}")
     bias = dict(params.logit_bias or {})
-    bias |= {i: -math.inf for i in defaults.suppress_token_ids if i < vocab_size and i not in bias}
+    bias |= {i: _FORBIDDEN for i in defaults.suppress_token_ids if i < vocab_size and i not in bias}
     seed = random.SystemRandom().getrandbits(62) if params.seed is None else params.seed
     common = {
         "max_tokens": max_tokens,

@@ -97,7 +97,7 @@ class FakeEngine:
                 output.new_token_ids = [token]
                 if params["logprobs"] is not None:
                     top = [(token, -0.5), (token + 1, -1.5), (token + 2, -2.5)][: params["logprobs"]]
-                    output.logprobs = [(token, -0.5, 0, top)]
+                    output.logprobs = [(token, -0.5, 1, top)]
                 ends = set(params["stop_token_ids"]) | (set() if params["ignore_eos"] else set(params["eos_token_ids"]))
                 if token in ends and len(request.generated) > params["min_tokens"]:
                     output.finish_reason, output.stop_token_id = "stop", token

@@ -142,8 +142,8 @@ def test_logprobs(open_llm):
     (entry,) = output.outputs[0].logprobs
     assert list(entry) == [tokens[0], tokens[0] + 1]
     assert entry[tokens[0]].logprob == -0.5
-    assert entry[tokens[0]].rank == 0
-    assert entry[tokens[0] + 1].rank == 1
+    assert entry[tokens[0]].rank == 1
+    assert entry[tokens[0] + 1].rank == 2
     assert entry[tokens[0]].token == TOKENIZER.decode([tokens[0]])
     assert llm.generate("go", SamplingParams(max_tokens=1))[0].outputs[0].logprobs is None
 

@@ -78,3 +78,9 @@ def test_bad_names(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=rf"^\[model\] .*{match}"):
             prepare_artifact(model)
+
+
+def test_a_damaged_artifact_is_named_as_such(tmp_path):
+    (tmp_path / "artifact.json").write_text('{"format": ')
+    with pytest.raises(ValueError, match=r"artifact.json\] expected JSON"):
+        prepare_artifact(tmp_path)

@@ -11,18 +11,18 @@ BAD = {
     "n": [0, 65, 1.5, True, "2"],
     "max_tokens": [0, -1, 2.0, True],
     "min_tokens": [-1, 1.0],
-    "temperature": [-0.1, math.nan, math.inf, 101, "hot", True],
+    "temperature": [-0.1, 1e-5, math.nan, math.inf, 101, "hot", True],
     "top_k": [-1, 1.5, True],
     "top_p": [0, -0.1, 1.01, math.nan],
     "min_p": [-0.1, 1.1, math.nan],
-    "repetition_penalty": [0, -1, 1e9, math.nan],
-    "presence_penalty": [math.inf, -101],
-    "frequency_penalty": ["x", 101],
-    "logit_bias": [{-1: 0.0}, {0: math.nan}, {0: 101}, {0: math.inf}, {"a": 1.0}, [1]],
+    "repetition_penalty": [0, -1, 101, math.nan],
+    "presence_penalty": [math.inf, -2.1],
+    "frequency_penalty": ["x", 2.1],
+    "logit_bias": [{-1: 0.0}, {0: math.nan}, {0: 101}, {0: math.inf}, {0: -math.inf}, {"a": 1.0}, [1]],
     "seed": [-1, 2**63, 1.0],
     "stop": [[""], [1], "", 5, ["x"] * 65, ["x" * 4097]],
     "stop_token_ids": [[-1], ["a"], 3, "ab", [True]],
-    "logprobs": [-1, 21, True, 1.0],
+    "logprobs": [-1, 129, True, 1.0],
     "include_stop_str": [1, None],
     "ignore_eos": ["yes"],
     "skip_special_tokens": [0],
@@ -64,7 +64,7 @@ def test_generation_config_fills_what_is_not_given():
     assert (params["repetition_penalty"], params["max_tokens"], params["eos_token_ids"]) == (1.1, 7, [2, 5])
     assert params["logit_bias"] == {8: 1.0, 9: -1.0}
     (params,) = resolve(SamplingParams(), defaults)
-    assert params["logit_bias"] == {8: -math.inf}
+    assert params["logit_bias"] == {8: -100.0}
 
 
 def test_generation_config_without_do_sample_is_greedy():

@@ -1,0 +1,37 @@
+"""Resolving and compiling a model, for the command line and for the child that serves `LLM`.
+
+This process is the compiler's own: nothing may have imported a modelling module before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Report = Callable[[str], None]
+
+
+def resolve_model(model: str, revision: str | None, report: Report) -> tuple[Path, str | None]:
+    """The local checkpoint that MODEL stands for and the commit it was found at. Raises ValueError."""
+    from autodeploy.capture.source import resolve_source
+
+    source = resolve_source(model, revision=revision, report=report)
+    return Path(source.path), source.revision or None
+
+
+def compile_artifact(
+    model: str,
+    out: Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    pack: bool = False,
+    dump: str | None = None,
+    report: Report = lambda text: None,
+) -> None:
+    """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError."""
+    from autodeploy.compile import compile_model
+
+    compile_model(
+        model, out, revision=revision, trust_remote_code=trust_remote_code, pack=pack, dump=dump, report=report
+    )

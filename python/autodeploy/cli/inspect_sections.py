@@ -1,0 +1,174 @@
+"""The sections of `autodeploy inspect`, each from an artifact or a plan to text."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from .tables import format_bytes, format_table
+
+if TYPE_CHECKING:
+    from autodeploy.artifact import Artifact, Instruction, Operand, Program
+
+_MAX_CELL = 72
+
+
+def summary(artifact: Artifact) -> str:
+    """Where the artifact comes from and what it holds, in a few lines."""
+    program, provenance = artifact.program, artifact.provenance
+    ops = Counter(instruction.op for instruction in program.instructions)
+    counts = ", ".join(f"{count} {op}" for op, count in ops.most_common())
+    lines = [
+        f"artifact     {artifact.path} ({format_bytes(sum(artifact.files.values()))})",
+        f"source       {provenance.source}" + (f" at {provenance.revision}" if provenance.revision else ""),
+        f"remote code  {'allowed' if provenance.remote_code else 'not allowed'}",
+        f"compiled by  {', '.join(f'{name} {version}' for name, version in sorted(provenance.versions.items()))}",
+        f"program      {len(program.instructions)} instructions: {counts}",
+        f"states       {len(program.states)}",
+        f"params       {len(program.params)}, {format_bytes(param_bytes(artifact.weights))} as stored",
+    ]
+    facts = {key: value for key, value in program.metadata.items() if isinstance(value, int | float | str)}
+    lines += [f"{key:<12} {value}" for key, value in sorted(facts.items())]
+    return "\n".join(lines)
+
+
+def program(artifact: Artifact, plan: dict[str, Any] | None) -> str:
+    """One line per instruction, with its kernel where a plan is given; the parts of a composite are indented."""
+    names = artifact.program
+    kernels = {} if plan is None else {e["instruction"]: e["kernel"] for e in plan["instructions"] if not e.get("part")}
+    rows = []
+    for index, instruction in enumerate(names.instructions):
+        kernel = kernels.get(index, "" if plan is None else "(its parts)")
+        rows.append((index, *_instruction_cells(names, instruction), kernel, instruction.source))
+        rows += [("", "  " + part.op, *_instruction_cells(names, part)[1:], "", "") for part in instruction.parts]
+    headers = ("#", "op", "result", "operands", "attributes", "kernel", "source")
+    text = format_table(headers, rows, right=(0,))
+    if names.regions:
+        text += "\n\nregions\n" + "\n".join(_region_line(names, index) for index in range(len(names.regions)))
+    return text
+
+
+def states(artifact: Artifact) -> str:
+    """What each mixer keeps, per token or per sequence."""
+    rows = []
+    for index, state in enumerate(artifact.program.states):
+        components = ", ".join(f"{c.name} {c.dtype}{list(c.shape)}" for c in state.components)
+        limits = ", ".join(f"{name} {getattr(state, name)}" for name in ("window", "chunk") if getattr(state, name))
+        rows.append(
+            (index, state.name, state.kind, components, "token" if state.kind == "paged" else "sequence", limits)
+        )
+    return format_table(("#", "state", "kind", "components", "per", "limits"), rows, right=(0,)) if rows else "none"
+
+
+def weights(artifact: Artifact) -> str:
+    """Where each param comes from, and the sources."""
+    from autodeploy.weights.formats import stored_bytes
+
+    found = artifact.weights
+    rows = []
+    by_format: Counter[str] = Counter()
+    for param in found["params"]:
+        for place, segment in enumerate(param["segments"]):
+            size = stored_bytes(segment["format"], (segment["rows"], *param["shape"][1:]) if param["shape"] else ())
+            by_format[segment["format"]] += size
+            name, shape = (param["name"], param["shape"]) if place == 0 else ("", "")
+            rows.append(
+                (name, shape, segment["rows"], segment["format"], format_bytes(size), _cut(expr_text(segment["expr"])))
+            )
+    headers = ("param", "shape", "rows", "format", "size", "from")
+    lines = [format_table(headers, rows, right=(2, 4))] if rows else ["no params"]
+    lines.append("by format: " + ", ".join(f"{fmt} {format_bytes(size)}" for fmt, size in by_format.most_common()))
+    lines += [f"source {i}: {s['path']} ({format_bytes(s['size'])})" for i, s in enumerate(found["sources"])]
+    report = found.get("report", {})
+    lines += [f"note: {note}" for note in report.get("notes", [])]
+    if report.get("unused"):
+        lines.append(f"unused tensors ({len(report['unused'])}): {_cut(', '.join(report['unused']))}")
+    return "\n".join(lines)
+
+
+def memory(plan: dict[str, Any]) -> str:
+    """Every byte that the engine holds, and why a preferred kernel was not taken."""
+    lines = ["limits: " + ", ".join(f"{key} {value}" for key, value in plan["limits"].items())]
+    rows = [(key.replace("_", " "), format_bytes(size), size) for key, size in plan["memory"].items()]
+    lines.append(format_table(("memory", "", "bytes"), rows, right=(1, 2)))
+    largest = sorted(plan.get("values", []), key=lambda value: -value["bytes"])[:10]
+    if largest:
+        value_rows = [
+            (value["name"], value["bytes"], value["offset"], f"{value['first']} to {value['last']}")
+            for value in largest
+        ]
+        lines.append("largest values of the arena")
+        lines.append(format_table(("value", "bytes", "offset", "instructions"), value_rows, right=(1, 2)))
+    declined = Counter(
+        (entry["op"], entry["kernel"], reason) for entry in plan["instructions"] for reason in entry.get("declined", [])
+    )
+    if declined:
+        lines.append("kernels that declined")
+        rows = [(count, op, kernel, reason) for (op, kernel, reason), count in declined.most_common()]
+        lines.append(format_table(("times", "op", "taken", "declined"), rows, right=(0,)))
+    return "\n\n".join(lines)
+
+
+def expr_text(expr: dict[str, Any]) -> str:
+    """A weight expression as a formula."""
+    op = expr["op"]
+    if op == "tensor":
+        return str(expr["name"])
+    if op == "data":
+        return f"constant {expr['format']}{expr['shape']}"
+    parts = [
+        expr_text(expr[key]) if isinstance(expr[key], dict) else str(expr[key]) for key in ("x", "y") if key in expr
+    ]
+    parts += [expr_text(x) for x in expr.get("xs", ())]
+    if op == "slice":
+        step = f":{expr['step']}" if expr.get("step", 1) != 1 else ""
+        return f"{parts[0]}[{':, ' * expr['dim']}{expr['start']}:{expr['stop']}{step}]"
+    if op == "cast":
+        return f"{expr['format']}({parts[0]})"
+    name = expr["f"] if op in ("unary", "binary") else op
+    extra = [f"{key}={expr[key]}" for key in ("dim", "dims", "shape") if key in expr]
+    return f"{name}({', '.join(parts + extra)})"
+
+
+def param_bytes(found: dict[str, Any]) -> int:
+    from autodeploy.weights.formats import stored_bytes
+
+    return sum(
+        stored_bytes(segment["format"], (segment["rows"], *param["shape"][1:]) if param["shape"] else ())
+        for param in found["params"]
+        for segment in param["segments"]
+    )
+
+
+def _instruction_cells(names: Program, instruction: Instruction) -> tuple[str, str, str, str]:
+    results = ", ".join(f"{names.values[v].name} {_type(names, v)}" for v in instruction.outputs)
+    operands = ", ".join(_operand_text(names, operand) for operand in instruction.inputs)
+    attributes = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in instruction.attrs.items())
+    if instruction.states:
+        attributes += (", " if attributes else "") + "state " + ", ".join(map(str, instruction.states))
+    return instruction.op, results, _cut(operands), _cut(attributes)
+
+
+def _type(names: Program, value: int) -> str:
+    return f"{names.values[value].dtype}[{', '.join(map(str, names.values[value].shape))}]"
+
+
+def _operand_text(names: Program, operand: Operand | None) -> str:
+    if operand is None:
+        return "-"
+    name = names.params[operand.param].name if operand.param is not None else names.values[operand.value or 0].name
+    if operand.shape is None:
+        return name
+    return f"{name}[{', '.join(map(str, operand.shape))}]" + (f"+{operand.offset}" if operand.offset != 0 else "")
+
+
+def _region_line(names: Program, index: int) -> str:
+    region = names.regions[index]
+    used = sum(i.op == "region" and i.attrs.get("region") == index for i in names.instructions)
+    nodes = ", ".join(node.op if node.op != "const" else str(node.value) for node in region.nodes)
+    return f"  {index} ({used} times): {len(region.inputs)} inputs -> {len(region.outputs)} outputs: {_cut(nodes)}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 3] + "..."
