@@ -16,8 +16,10 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch.fx import Node
 
 from ..artifact import Region, RegionNode
+from .dialect import CANONICAL, Dialect
 
 
 def fused_region(*inputs: torch.Tensor, program: str) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -29,6 +31,15 @@ def fused_region(*inputs: torch.Tensor, program: str) -> torch.Tensor | tuple[to
     dtypes = {"act": act, "f32": torch.float32, "i64": torch.int64, "bool": torch.bool}
     results = run_region(region, torch.broadcast_tensors(*inputs), dtypes)
     return results[0] if len(results) == 1 else tuple(results)
+
+
+class _FusedDialect(Dialect):
+    def allows(self, node: Node) -> bool:
+        return node.target is fused_region or super().allows(node)
+
+
+FUSED = _FusedDialect("FUSED", CANONICAL.aten, CANONICAL.canonical)
+"""After the last transform: CANONICAL, and pointwise calls gathered in regions."""
 
 
 def region_text(region: Region) -> str:

@@ -13,10 +13,7 @@ from ..ops import op_of
 from . import nodes as n
 from .base import Transform
 
-_VIEWS = {
-    "aten.reshape", "aten.permute", "aten.squeeze", "aten.unsqueeze", "aten.expand", "aten.slice", "aten.select",
-    n.GETITEM, "aten.sym_size", "operator.mul",
-}  # fmt: skip
+_FREE = {*n.VIEWS, n.GETITEM, "aten.sym_size", "operator.mul"}
 _REASONS = {
     "aten.matmul": "a product of two values that both depend on tokens",
     "aten.topk": "routing is left as the model computes it", "aten.gather": "routing is left as the model computes it",
@@ -42,7 +39,7 @@ class Explain(Transform):
 
 def _records(ir: ModelIR) -> Iterator[dict[str, Any]]:
     for node in ir.graph.nodes:
-        if node.op != "call_function" or n.op_name(node) in _VIEWS:
+        if node.op != "call_function" or n.op_name(node) in _FREE:
             continue
         record: dict[str, Any] = {"op": n.op_name(node).removeprefix("autodeploy."), **_way(node)}
         record["source"] = n.source(node)

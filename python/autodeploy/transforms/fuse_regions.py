@@ -59,14 +59,11 @@ def _known_dtypes(node: Node) -> bool:
     return all(n.is_tensor(x) and n.dtype_of(x) in DTYPES for x in (node, *node.all_input_nodes))
 
 
-_VIEWS = ("aten.unsqueeze", "aten.squeeze", "aten.reshape", "aten.permute", "aten.expand", "aten.slice", "aten.select")
-
-
 def _sink_casts(ir: ModelIR) -> None:
     """Rule 5, views."""
     r = Rewriter(ir)
     for node in list(ir.graph.nodes):
-        if n.op_name(node) not in _VIEWS or not node.users or not n.is_cast(node.args[0]):
+        if not n.is_view(node) or not node.users or not n.is_cast(node.args[0]):
             continue
         if not all(is_pointwise(user) for user in node.users):
             continue

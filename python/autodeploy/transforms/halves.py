@@ -100,7 +100,9 @@ def _twice_each(node: Node) -> Node | None:
         return None
     if n.is_op(pairs, "aten.expand"):
         single = pairs.args[0]
-        if n.last_size(single) != 1 or not all(s == -1 for s in pairs.args[1][:-1]):
+        if n.last_size(single) != 1 or n.rank(single) != n.rank(pairs):
+            return None
+        if not all(map(n.same_size, n.shape_of(single)[:-1], n.shape_of(pairs)[:-1])):
             return None
     elif n.is_op(pairs, "aten.cat") and pairs.args[1] == n.rank(pairs) - 1:
         parts = pairs.args[0]

@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..ir import ModelIR, format_ir, verify
+from ..ir import ModelIR
+from ..ir.dialect import ATEN, Dialect, verify
 from .base import Transform, TransformError
 
 DUMP_VARIABLE = "AUTODEPLOY_DUMP"
@@ -15,10 +16,10 @@ DUMP_VARIABLE = "AUTODEPLOY_DUMP"
 
 @dataclass(frozen=True)
 class Phase:
-    """Transforms that together take the graph into `dialect`, which is verified from its end on."""
+    """Transforms that together take the graph into `dialect`; until the last of them it stays in the one before."""
 
     name: str
-    dialect: str
+    dialect: Dialect
     transforms: list[Transform]
 
 
@@ -65,17 +66,20 @@ def run_phases(ir: ModelIR, phases: list[Phase], dump: str | None = None) -> Rep
     report = Report()
     folder = _dump_folder(dump)
     _dump(folder, 0, "captured", ir)
-    dialect = "ATEN"
+    dialect = ATEN
     for phase in phases:
         for transform in phase.transforms:
             start = time.perf_counter()
             try:
                 modified = transform.run(ir)
                 is_last = transform is phase.transforms[-1]
-                verify(ir, phase.dialect if is_last else dialect)
+                verify(ir, phase.dialect if is_last else dialect, transform.name)
             except ValueError as error:
                 _dump(folder, len(report.steps) + 1, f"{transform.name}.failed", ir)
                 raise TransformError(f"{error}{_history(transform, report)}") from error
+            except Exception as error:
+                error.add_note(f"[{transform.name}]{_history(transform, report)}")
+                raise
             seconds = time.perf_counter() - start
             report.steps.append(Step(transform.name, phase.name, modified, seconds, len(ir.graph.nodes)))
             _dump(folder, len(report.steps), transform.name, ir)
@@ -99,4 +103,4 @@ def _dump_folder(dump: str | None) -> Path | None:
 
 def _dump(folder: Path | None, index: int, name: str, ir: ModelIR) -> None:
     if folder is not None:
-        (folder / f"{index:02d}-{name}.txt").write_text(format_ir(ir), encoding="utf-8")
+        (folder / f"{index:02d}-{name}.txt").write_text(str(ir.graph), encoding="utf-8")

@@ -164,6 +164,16 @@ GETITEM = "operator.getitem"
 assert _target_name(operator.getitem) == GETITEM
 
 
+VIEWS = (
+    "aten.reshape", "aten.permute", "aten.expand", "aten.unsqueeze", "aten.squeeze", "aten.slice", "aten.select",
+)  # fmt: skip
+
+
+def is_view(node: Any) -> bool:
+    """A view in its normal form."""
+    return op_name(node) in VIEWS
+
+
 CASTS = ("aten.to", "aten._to_copy")
 
 

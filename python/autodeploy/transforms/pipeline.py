@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..ir import ModelIR
+from ..ir.dialect import CANONICAL
+from ..ir.region import FUSED
 from .base import Transform
 from .clean_up import CleanUp
 from .common_subexpressions import CommonSubexpressions
@@ -12,6 +14,7 @@ from .fold_constants import FoldConstants
 from .fuse_linears import FuseLinears
 from .fuse_regions import FuseRegions
 from .fuse_residual_norm import FuseResidualNorm
+from .fuse_ropes import FuseRopes
 from .manager import Phase, Report, run_phases
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
@@ -25,9 +28,9 @@ from .token_major import TokenMajor
 
 
 def phases() -> list[Phase]:
-    """The pipeline. Every phase ends in the dialect that stands beside it."""
+    """The pipeline. Every phase ends in the dialect that stands beside it, and until then stays in the one before."""
     return [
-        Phase("canonicalize", "CANONICAL", [
+        Phase("canonicalize", CANONICAL, [
             CleanUp(),
             NormalForms(),
             CleanUp(),
@@ -41,20 +44,23 @@ def phases() -> list[Phase]:
             FoldConstants(),
             ProveTokenAxis(),
         ]),
-        Phase("optimise", "CANONICAL", [
+        Phase("optimise", CANONICAL, [
             TieWeights(),
             CommonSubexpressions(),
             SelectRows(),
             FuseLinears(),
+            FuseRopes(),
             FuseResidualNorm(),
             CleanUp(),
         ]),
-        Phase("states", "CANONICAL", [
+        Phase("states", CANONICAL, [
             DeclareStates(),
         ]),
         # Phase 4, distribution and quantization, has no transforms yet.
-        Phase("regions", "CANONICAL", [
+        Phase("regions", FUSED, [
             FuseRegions(),
+        ]),
+        Phase("report", FUSED, [
             Explain(),
         ]),
     ]  # fmt: skip

@@ -25,8 +25,9 @@ class SelectRows(Transform):
        one by one, so it may as well run on some of them.
     2. The values that the tail takes from the rest, its frontier, are selected: each must have its tokens as its first
        dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail.
-    3. A tensor of one value is not selected but made again with R rows.
-    4. Shapes of the tail are inferred anew with R rows.
+    3. Views of the frontier stay out of the tail: they cost nothing, and what they leave out need not be selected.
+    4. A tensor of one value is not selected but made again with R rows.
+    5. Shapes of the tail are inferred anew with R rows.
     """
 
     name = "select_rows"
@@ -73,7 +74,9 @@ def _tail(ir: ModelIR) -> tuple[set[Node], set[Node]]:
         if node.op != "call_function" or node in needed or not n.has_tokens(node):
             continue
         moving = [x for x in node.all_input_nodes if n.has_tokens(x) and not _is_uniform(x)]
-        if moving and not n.size_inputs(node) and all(x in tail or _selectable(x, axes[x]) for x in moving):
+        if not moving or n.size_inputs(node) or (n.is_view(node) and moving[0] not in tail):
+            continue
+        if all(x in tail or _selectable(x, axes[x]) for x in moving):
             tail.add(node)
     for node in tail:
         frontier.update(x for x in node.all_input_nodes if x not in tail and n.has_tokens(x))

@@ -53,10 +53,11 @@ class TokenMajor(Transform):
 def _form(graph: Graph) -> list[Any]:
     """A graph without the names of its nodes."""
     index = {node: i for i, node in enumerate(graph.nodes)}
-    return [
-        (node.op, node.target if node.op != "output" else "", repr(map_arg((node.args, node.kwargs), lambda x: index[x])))
-        for node in graph.nodes
-    ]
+
+    def arguments(node: Node) -> str:
+        return repr(map_arg((node.args, node.kwargs), lambda x: index[x]))
+
+    return [(node.op, "" if node.op == "output" else node.target, arguments(node)) for node in graph.nodes]
 
 
 def _laid_out(node: Node, axes: Any) -> bool:

@@ -70,7 +70,7 @@ def _to_ir(program: torch.export.ExportedProgram) -> ModelIR:
     for node in graph.nodes:
         trace = node.meta.get("stack_trace") or ""
         lines = [line for line in trace.splitlines() if line.strip().startswith("File")]
-        node.meta["source"] = _line(lines[-1]) if lines else ""
+        node.meta["source"] = _line(lines[-1]) if lines else "export"
     module = GraphModule(torch.nn.Module(), graph)
     names = {p.fqns[0]: p.shape for p in params.values()}
     return ModelIR(module, params, constants, parameter_names=names)
