@@ -18,9 +18,10 @@ def judge(
 ) -> None:
     """Adds one row of logits [V] to a check.
 
-    `predicts`: the row's best token is one that generation takes; `token` is the one that the reference took (default:
-    the best of `expected`). A different best token is wrong where the gap between the reference's two best logits
-    exceeds the tie tolerance (or the check's own, where that is larger); a nearer tie is counted.
+    `predicts`: the row's best token is one that generation takes; `token` is the one that the reference took, where
+    rounding in its cache made that another than the best of `expected`. A different best token is wrong where the gap
+    between the reference's two best logits exceeds the tie tolerance (or the check's own, where that is larger); a
+    nearer tie is counted.
     """
     check.rows += 1
     error = relative_error(found, expected)
@@ -33,15 +34,14 @@ def judge(
     if not predicts:
         return
     check.tokens += 1
-    token = int(expected.argmax()) if token is None else token
-    best = int(found.argmax())
-    if best == token:
+    best, right = int(found.argmax()), int(expected.argmax())
+    if best in (right, token):
         return
     second, first = np.sort(expected)[-2:]
     gap = float(first - second) / (float(np.abs(expected).max()) or 1.0)
     if gap > max(TIE_TOLERANCE, check.tolerance):
         check.wrong.append(
-            Wrong(request, position, f"expected token {token}, found {best}; the reference's gap is {gap:.3g}")
+            Wrong(request, position, f"expected token {right}, found {best}; the reference's gap is {gap:.3g}")
         )
     else:
         check.ties += 1

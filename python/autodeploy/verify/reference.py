@@ -9,15 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autodeploy.testing.compare import relative_error
+
 from .schedule import Feed
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What transformers says about one prompt: the tokens it generates, and logits [n, V] of every position fed."""
+    """What transformers says about one prompt: the tokens it generates, and logits [n, V] of every position fed.
+
+    The logits are those of one pass over the whole sequence; `drift` is how far those of generation with its cache are
+    from them, as a part of the largest.
+    """
 
     feed: Feed
     logits: NDArray[np.float32]
+    drift: float = 0.0
 
 
 def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Module:
@@ -53,6 +60,6 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int) -> Ex
         model.generation_config = own
     following = tuple(int(t) for t in made.sequences[0, len(prompt) :])
     feed = Feed(tuple(prompt), following)
-    prefill = model(input_ids=ids).logits[0, :-1].float().numpy()
-    steps = torch.cat(made.logits).float().numpy()
-    return Expected(feed, np.concatenate([prefill, steps]))
+    whole = model(input_ids=torch.tensor([feed.tokens])).logits[0].float().numpy()
+    cached = torch.cat(made.logits).float().numpy()
+    return Expected(feed, whole, relative_error(cached, whole[len(prompt) - 1 :]))
