@@ -20,9 +20,6 @@ HostMemory::HostMemory(int64_t bytes, const char* what) : bytes_(bytes) {
            " bytes of memory, but the system refused: ", std::strerror(errno),
            "; lower the limits of the engine");
   data_ = static_cast<uint8_t*>(p);
-#ifdef MADV_HUGEPAGE
-  madvise(p, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice only: the result does not matter
-#endif
 }
 
 HostMemory::~HostMemory() {
@@ -36,6 +33,13 @@ HostMemory& HostMemory::operator=(HostMemory&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
   return *this;
+}
+
+void HostMemory::prefer_huge_pages() const {
+#ifdef MADV_HUGEPAGE
+  if (data_ != nullptr)
+    madvise(data_, static_cast<size_t>(bytes_), MADV_HUGEPAGE);  // a wish; nothing depends on it
+#endif
 }
 
 void HostMemory::populate(int64_t begin, int64_t end) const {

@@ -31,6 +31,8 @@ class HostMemory {
 
   uint8_t* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
+  // Huge pages are quicker to read, but come whole at the first touch: for memory that will be populated.
+  void prefer_huge_pages() const;
   // Backs [begin, end) with real memory now rather than at first use.
   void populate(int64_t begin, int64_t end) const;
 

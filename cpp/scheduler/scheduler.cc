@@ -131,10 +131,12 @@ void Scheduler::plan(Request& request, int64_t len, int64_t& budget) {
 void Scheduler::complete(const BatchResult& result) {
   AD_ICHECK(step_open_, "a step is scheduled before it is completed");
   step_open_ = false;
+  ++counters_.num_steps;
   size_t row = 0;
   for (const ScheduledSequence& seq : scheduled_) {
     Request& request = *seq.request;
     const bool has_row = seq.has_row();
+    (request.is_decode() ? counters_.num_decode_tokens : counters_.num_prefill_tokens) += seq.len;
     const size_t this_row = row;
     row += has_row;
     request.num_computed = seq.end();
@@ -184,6 +186,8 @@ void Scheduler::take_token(Request& request, const SampledRow& row) {
 void Scheduler::fail(const std::string& error) {
   AD_ICHECK(step_open_, "a step is scheduled before it fails");
   step_open_ = false;
+  ++counters_.num_steps;
+  ++counters_.num_failed_steps;
   for (const ScheduledSequence& seq : scheduled_) {
     cache_->rollback(seq.request->sequence);
     if (seq.request->cancelled) {
@@ -196,10 +200,14 @@ void Scheduler::fail(const std::string& error) {
   forget_finished();
 }
 
-void Scheduler::fail_all(const std::string& error) {
+void Scheduler::fail_all(const std::string& error) { finish_all(FinishReason::kError, error); }
+
+void Scheduler::cancel_all() { finish_all(FinishReason::kCancelled, {}); }
+
+void Scheduler::finish_all(FinishReason reason, const std::string& error) {
   AD_ICHECK(!step_open_, "no step is open when all requests end");
-  for (Request* request : running_) finish(*request, FinishReason::kError, error);
-  for (Request* request : waiting_) finish(*request, FinishReason::kError, error);
+  for (Request* request : running_) finish(*request, reason, error);
+  for (Request* request : waiting_) finish(*request, reason, error);
   forget_finished();
 }
 

@@ -16,6 +16,11 @@
 
 namespace autodeploy {
 
+struct SchedulerCounters {
+  int64_t num_steps = 0, num_failed_steps = 0;
+  int64_t num_prefill_tokens = 0, num_decode_tokens = 0;  // of steps that passed
+};
+
 // A step is a transaction: schedule() plans it and maps its pages, then either complete() commits it or
 // fail() rolls the books back and ends its requests. One step is open at a time. Owned by one thread, except
 // for check().
@@ -39,8 +44,9 @@ class Scheduler {
   const Step* schedule();
   void complete(const BatchResult& result);
   void fail(const std::string& error);
-  // Ends every request; no step may be open.
+  // End every request; no step may be open.
   void fail_all(const std::string& error);
+  void cancel_all();
 
   // What has come up since the last call, in order.
   std::vector<StepOutput> take_outputs();
@@ -49,7 +55,7 @@ class Scheduler {
   bool step_open() const { return step_open_; }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
-  const BatchBuilder& batch() const { return builder_; }
+  const SchedulerCounters& counters() const { return counters_; }
   // The caches' books, and that running requests and sequences match. Throws Error(kInternal).
   void audit() const;
 
@@ -61,6 +67,7 @@ class Scheduler {
   void take_token(Request& request, const SampledRow& row);
   void finish(Request& request, StepOutput output);
   void finish(Request& request, FinishReason reason, const std::string& error = {});
+  void finish_all(FinishReason reason, const std::string& error);
   void forget_finished();
 
   CacheManager* cache_;
@@ -74,6 +81,7 @@ class Scheduler {
   std::vector<RequestId> finished_;  // to be forgotten
   BatchBuilder builder_;
   std::vector<StepOutput> outputs_;
+  SchedulerCounters counters_;
 };
 
 }  // namespace autodeploy

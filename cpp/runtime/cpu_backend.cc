@@ -1,0 +1,169 @@
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "cache_manager/state_pools.h"
+#include "core/error.h"
+#include "core/thread_pool.h"
+#include "runtime/available_memory.h"
+#include "runtime/cpu_model_runner.h"
+#include "runtime/engine_backend.h"
+#include "runtime/executor.h"
+#include "runtime/program_reader.h"
+#include "runtime/sampler.h"
+#include "runtime/weight_loader.h"
+#include "runtime/weight_program.h"
+
+namespace autodeploy {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// Columns of the logits, which is what token ids are counted by.
+int64_t vocabulary_of(const ProgramSpec& program) {
+  const int32_t logits = program.output("logits");
+  AD_CHECK(
+      logits >= 0, ErrorKind::kUnsupported,
+      "[engine] expected a program with the output 'logits', found none; compile a causal language model");
+  const std::vector<Dim>& shape = program.values[static_cast<size_t>(logits)].shape;
+  AD_CHECK(shape.size() == 2 && shape[1].is_static() && shape[1].constant > 0, ErrorKind::kUnsupported,
+           "[engine] expected logits of shape [R, vocab_size]");
+  const int64_t columns = shape[1].constant;
+  AD_CHECK(program.vocab_size == 0 || program.vocab_size == columns, ErrorKind::kInvalidArtifact,
+           "[engine] expected logits for the vocabulary of ", program.vocab_size, " tokens, found ", columns);
+  return columns;
+}
+
+std::vector<ParamBinding> bindings_of(const ProgramSpec& program, const LoadedWeights& weights) {
+  std::vector<ParamBinding> bindings;
+  for (size_t i = 0; i < program.params.size(); ++i) {
+    const ParamSpec& param = program.params[i];
+    const ParamPlan& plan = weights.plan().params[i];
+    bindings.push_back(
+        {weights.plain(param.name).data, weights.packed(param.name), plan.packed_bytes + plan.plain_bytes});
+  }
+  return bindings;
+}
+
+class CpuBackend final : public EngineBackend {
+ public:
+  CpuBackend(const std::string& artifact_dir, const EngineOptions& options, const LoadProgress& progress)
+      : options_(options), program_weights_(load_weight_program(artifact_dir)) {
+    ProgramSpec program = load_program(artifact_dir);
+    vocab_size_ = vocabulary_of(program);
+    max_positions_ = program.max_positions;
+    available_bytes_ = available_memory();
+    // Options are checked before a thread is started for them.
+    const int threads =
+        options.num_threads > 0 ? std::min(options.num_threads, kMaxThreads) : available_processors();
+    const WeightPlan weight_plan = plan_weights(program_weights_, program.params, threads);
+    const ModelFacts facts{vocab_size_, max_positions_,
+                           weight_plan.resident_bytes + weight_plan.scratch_bytes};
+    const CacheLimits limits = resolve_limits(options, facts, program.states, available_bytes_);
+    std::vector<StateSpec> states = program.states;
+    const CachePlan plan = plan_caches(states, limits);
+
+    pool_ = std::make_unique<ThreadPool>(threads);
+    weights_ = load_weights(program_weights_, artifact_dir, program.params, *pool_, progress);
+    program_weights_ = {};
+    pools_ = std::make_unique<HostStatePools>(plan);
+    if (options.prefault) prefault();
+    cache_ = std::make_unique<CacheManager>(plan, pools_.get());
+
+    const std::vector<ParamBinding> bindings = bindings_of(program, weights_);
+    executor_ = std::make_unique<Executor>(std::move(program));
+    ExecutorOptions executor_options;
+    executor_options.max_tokens = plan.limits.max_batch_tokens;
+    executor_options.max_seqs = plan.limits.max_num_seqs;
+    executor_options.max_rows = plan.limits.max_num_seqs;
+    executor_options.max_seq_len = plan.limits.max_seq_len;
+    executor_options.exact = options.exact;
+    executor_options.pool = pool_.get();
+    executor_->bind(bindings, std::move(states), pools_->memory(), executor_options);
+    sampler_ = std::make_unique<Sampler>(vocab_size_, plan.limits.max_num_seqs, pool_->num_threads());
+    runner_ = std::make_unique<CpuModelRunner>(executor_.get(), sampler_.get(), pool_.get());
+  }
+
+  ModelRunner& runner() override { return *runner_; }
+  CacheManager& cache() override { return *cache_; }
+  int64_t vocab_size() const override { return vocab_size_; }
+
+  std::string plan_json() const override {
+    Json plan = Json::parse(executor_->plan_json());
+    const CachePlan& caches = cache_->plan();
+    plan["limits"] = {{"vocab_size", vocab_size_},
+                      {"max_positions", max_positions_},
+                      {"max_seq_len", caches.limits.max_seq_len},
+                      {"max_num_seqs", caches.limits.max_num_seqs},
+                      {"max_batch_tokens", caches.limits.max_batch_tokens},
+                      {"cache_bytes", caches.limits.max_bytes},
+                      {"page_size", caches.limits.page_size},
+                      {"num_threads", pool_->num_threads()},
+                      {"exact", options_.exact},
+                      {"prefault", options_.prefault}};
+    const MemoryPlan& memory = executor_->memory_plan();
+    const int64_t weights = weights_.plan().resident_bytes;
+    const int64_t arena = memory.arena_bytes + memory.workspace_bytes;
+    plan["memory"] = {{"weights", weights},
+                      {"arena", arena},
+                      {"caches", caches.bytes()},
+                      {"sampler", sampler_->bytes()},
+                      {"total", weights + arena + caches.bytes() + sampler_->bytes()},
+                      {"arena_lower_bound", memory.lower_bound},
+                      {"workspace_in_arena", memory.workspace_bytes},
+                      {"available_at_start", available_bytes_}};
+    plan["caches"] = caches_json(caches);
+    return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+
+ private:
+  static Json caches_json(const CachePlan& plan) {
+    Json groups = Json::array();
+    for (const PageGroupPlan& group : plan.groups) {
+      groups.push_back({{"window", group.window},
+                        {"chunk", group.chunk},
+                        {"page_size", group.page_size},
+                        {"page_bytes", group.page_bytes},
+                        {"num_pages", group.num_pages},
+                        {"pages_per_sequence", group.pages_for(plan.limits.max_seq_len)},
+                        {"states", group.states},
+                        {"bytes", group.bytes()}});
+    }
+    return {{"groups", std::move(groups)},
+            {"slots",
+             {{"slot_bytes", plan.slots.slot_bytes},
+              {"num_slots", plan.slots.num_slots},
+              {"states", plan.slots.states},
+              {"bytes", plan.slots.bytes()}}}};
+  }
+
+  void prefault() {
+    constexpr int64_t kChunk = int64_t{4} << 20;
+    const HostMemory& storage = pools_->storage();
+    storage.prefer_huge_pages();
+    pool_->parallel_for((storage.bytes() + kChunk - 1) / kChunk, 1, [&](int64_t begin, int64_t end, int) {
+      storage.populate(begin * kChunk, end * kChunk);
+    });
+  }
+
+  // In the order of their dependencies: what comes later points into what came before.
+  EngineOptions options_;
+  WeightProgram program_weights_;
+  int64_t vocab_size_ = 0, max_positions_ = 0, available_bytes_ = 0;
+  std::unique_ptr<ThreadPool> pool_;
+  LoadedWeights weights_;
+  std::unique_ptr<HostStatePools> pools_;
+  std::unique_ptr<CacheManager> cache_;
+  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Sampler> sampler_;
+  std::unique_ptr<CpuModelRunner> runner_;
+};
+
+}  // namespace
+
+std::unique_ptr<EngineBackend> open_cpu_backend(const std::string& artifact_dir, const EngineOptions& options,
+                                                const LoadProgress& progress) {
+  return std::make_unique<CpuBackend>(artifact_dir, options, progress);
+}
+
+}  // namespace autodeploy
