@@ -11,12 +11,16 @@ from pathlib import Path
 Report = Callable[[str], None]
 
 
-def resolve_model(model: str, revision: str | None, report: Report) -> tuple[Path, str | None]:
-    """The local checkpoint that MODEL stands for and the commit it was found at. Raises ValueError."""
+def resolve_model(model: str, revision: str | None, trust_remote_code: bool, report: Report) -> tuple[Path, str | None]:
+    """The local checkpoint that MODEL stands for, and the hub commit it was found at (None for anything else).
+
+    Raises ValueError saying what to do.
+    """
     from autodeploy.capture.source import resolve_source
 
-    source = resolve_source(model, revision=revision, report=report)
-    return Path(source.path), source.revision or None
+    source = resolve_source(model, revision=revision, trust_remote_code=trust_remote_code, report=report)
+    # The hub's snapshots are folders named by their commit; an alias's revision is no commit.
+    return source.path, source.revision if source.path.name == source.revision else None
 
 
 def compile_artifact(

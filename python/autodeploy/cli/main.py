@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(error: Exception) -> int:
-    """2 where the user can put it right by asking for something else, 1 where it is ours."""
-    return EXIT_USER if isinstance(error, ValueError | FileNotFoundError | PermissionError) else EXIT_OURS
+    """2 where the user can put it right (what was asked for, files, memory), 1 where it is ours."""
+    return EXIT_USER if isinstance(error, ValueError | OSError | MemoryError) else EXIT_OURS
 
 
 def _one_line(error: Exception) -> str:

@@ -17,13 +17,16 @@ _STDERR_TAIL = 8192
 _TERMINATE_SECONDS = 5.0
 
 
-def resolve_in_child(model: str, *, revision: str | None, report: Callable[[str], None]) -> tuple[Path, str | None]:
-    """The local checkpoint (folder or .gguf file) that a hub id or an alias stands for, and the commit it was found at;
-    fetches it where needed.
+def resolve_in_child(
+    model: str, *, revision: str | None, trust_remote_code: bool, report: Callable[[str], None]
+) -> tuple[Path, str | None]:
+    """The local checkpoint (folder or .gguf file) that a hub id or an alias stands for, and the hub commit it was found
+    at; fetches it where needed.
 
     Raises ValueError where there is no such model, CompileError where the child fails otherwise.
     """
-    result = run_worker({"task": "resolve", "model": model, "revision": revision}, report)
+    request = {"task": "resolve", "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
+    result = run_worker(request, report)
     return Path(result["path"]), result["revision"]
 
 

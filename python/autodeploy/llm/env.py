@@ -51,6 +51,12 @@ def _parse_path(text: str) -> Path:
     return path
 
 
+def _parse_folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise ValueError(f"expected a folder that is there, found {text!r}")
+    return Path(text)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.strip().lower() not in choices:
@@ -101,8 +107,11 @@ PROGRESS: EnvVar[str] = EnvVar(
 DUMP: EnvVar[Path | None] = EnvVar(
     "AUTODEPLOY_DUMP", _parse_path, None, "folder that receives the graph after each transform of a compile"
 )
+NATIVE_DIR: EnvVar[Path | None] = EnvVar(
+    "AUTODEPLOY_NATIVE_DIR", _parse_folder, None, "folder of a developer's build of the extension module"
+)
 
-ENV_VARS: tuple[EnvVar[object], ...] = (CACHE_DIR, CACHE_MEMORY, NUM_THREADS, LOG, PROGRESS, DUMP)  # type: ignore[assignment]
+ENV_VARS: tuple[EnvVar[object], ...] = (CACHE_DIR, CACHE_MEMORY, NUM_THREADS, LOG, PROGRESS, DUMP, NATIVE_DIR)  # type: ignore[assignment]
 
 
 def check_environment(environ: Mapping[str, str] | None = None) -> None:

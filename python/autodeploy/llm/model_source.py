@@ -36,7 +36,9 @@ def prepare_artifact(
     checkpoint = find_local_checkpoint(name)
     if checkpoint is None:
         report(f"looking for {name}")
-        checkpoint, revision = resolve_in_child(name, revision=revision, report=report)
+        checkpoint, revision = resolve_in_child(
+            name, revision=revision, trust_remote_code=trust_remote_code, report=report
+        )
     elif revision is not None:
         raise ValueError(f"[model] revision goes with a hub id; {name} is a local checkpoint")
     cache = ArtifactCache() if cache is None else cache

@@ -53,7 +53,7 @@ def test_a_checkpoint_is_compiled_once(tmp_path, checkpoint, compiles):
 def test_a_hub_id_is_resolved_in_a_child(tmp_path, checkpoint, compiles, monkeypatch):
     seen = []
 
-    def resolve(model, *, revision, report):
+    def resolve(model, *, revision, trust_remote_code, report):
         seen.append((model, revision))
         return checkpoint, "abc123"
 
