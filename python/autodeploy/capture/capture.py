@@ -15,6 +15,7 @@ from autodeploy.ir.dialect import ATEN, verify
 
 from . import hooks
 from .build import BuildOptions, build, fake_parameters, model_files
+from .constants import ROOT, wide_constants
 from .errors import CaptureError
 from .export import export_prefill
 from .fold_masks import fold_masks
@@ -26,8 +27,6 @@ from .tidy import tidy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-_ROOT = "model."  # where export's wrapper holds the model
 
 
 def capture(
@@ -58,12 +57,12 @@ def capture(
     tied = _tied(model)
     fake_parameters(model)
     program, notes = export_prefill(model)
-    wide = _WideConstants(config, options, program, model)
+    constants = wide_constants(config, options, program)
     graph = program.graph_module.graph
     annotate(graph, files)
     discharge(graph)
     graph = functionalize(graph)
-    ir = _as_ir(program, graph, model, wide)
+    ir = _as_ir(program, graph, constants)
     ir.parameter_names, ir.tied = shapes, tied
     tidy(ir.graph)
     fold_masks(ir.graph)
@@ -104,73 +103,24 @@ def _metadata(config: PretrainedConfig) -> dict[str, Any]:
     return facts
 
 
-class _WideConstants:
-    """Values of the model's constants before rounding to bfloat16, from a second build in float32 where needed."""
-
-    def __init__(
-        self, config: PretrainedConfig, options: BuildOptions, program: ExportedProgram, model: PreTrainedModel
-    ):
-        self.buffers: dict[str, torch.Tensor] = {}
-        self.lifted: dict[str, torch.Tensor] = {}
-        lifted = self._lifted_names(program)
-        narrow_buffer = any(b.dtype == torch.bfloat16 for b in model.buffers())
-        narrow_lifted = any(program.constants[name].dtype == torch.bfloat16 for name in lifted)
-        if not narrow_buffer and not narrow_lifted:
-            return
-        twin = build(config, options, torch.float32)
-        self.buffers = dict(twin.named_buffers(remove_duplicate=False))
-        if narrow_lifted:
-            fake_parameters(twin)
-            other, _ = export_prefill(twin)
-            names = self._lifted_names(other)
-            same = [tuple(program.constants[n].shape) for n in lifted] == [
-                tuple(other.constants[n].shape) for n in names
-            ]
-            if not same:
-                raise CaptureError(
-                    "[capture] expected the same constants from code run in bfloat16 and in float32, found "
-                    f"{len(lifted)} and {len(names)}"
-                )
-            self.lifted = {a: other.constants[b] for a, b in zip(lifted, names, strict=True)}
-
-    @staticmethod
-    def _lifted_names(program: ExportedProgram) -> list[str]:
-        specs = program.graph_signature.input_specs
-        return [str(s.target) for s in specs if s.kind is InputKind.CONSTANT_TENSOR]
-
-    def constant(self, name: str, value: torch.Tensor, wide: torch.Tensor | None) -> ConstantInfo:
-        if value.dtype in (torch.bfloat16, torch.float16):
-            return ConstantInfo(name, "act", (value if wide is None else wide).detach().to(torch.float32).clone())
-        if value.dtype == torch.float64:
-            return ConstantInfo(name, "f32", value.detach().to(torch.float32))
-        kind = DTYPES.get(value.dtype)
-        if kind is None:
-            return ConstantInfo(name, "i64", value.detach().to(torch.int64))
-        return ConstantInfo(name, kind, value.detach().clone())
-
-
-def _as_ir(program: ExportedProgram, graph: Graph, model: PreTrainedModel, wide: _WideConstants) -> ModelIR:
+def _as_ir(program: ExportedProgram, graph: Graph, values: dict[str, ConstantInfo]) -> ModelIR:
     """The exported graph with the IR's placeholders: token_ids, positions, parameters, constants."""
     _check_outputs(program)
     params: dict[str, ParamInfo] = {}
     constants: dict[str, ConstantInfo] = {}
-    buffers = dict(model.named_buffers(remove_duplicate=False))
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     step = None
     for node in [n for n in graph.nodes if n.op == "placeholder"]:
         spec = specs[node.name]
         _shorten(node)
-        target = str(spec.target).removeprefix(_ROOT)
+        target = str(spec.target).removeprefix(ROOT)
         value = node.meta["val"]
         if spec.kind is InputKind.USER_INPUT:
             step = node
         elif spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and spec.persistent):
             params[node.name] = ParamInfo.whole(target, tuple(value.shape), _dtype(value, target))
-        elif spec.kind is InputKind.BUFFER:
-            constants[node.name] = wide.constant(target, buffers[target], wide.buffers.get(target))
-        elif spec.kind is InputKind.CONSTANT_TENSOR:
-            name = str(spec.target)
-            constants[node.name] = wide.constant(target, program.constants[name], wide.lifted.get(name))
+        elif str(spec.target) in values:
+            constants[node.name] = values[str(spec.target)]
         else:
             raise CaptureError(f"[capture] expected parameters, buffers and constants, found {spec.kind} {spec.target}")
     assert step is not None
@@ -181,7 +131,7 @@ def _as_ir(program: ExportedProgram, graph: Graph, model: PreTrainedModel, wide:
 def _shorten(node: Node) -> None:
     """Takes the wrapper's attribute out of a placeholder's name: p_layers_0_... for the parameter layers.0..."""
     kind, _, rest = node.name.partition("_")
-    node._rename(f"{kind}_{rest.removeprefix(_ROOT.replace('.', '_'))}")
+    node._rename(f"{kind}_{rest.removeprefix(ROOT.replace('.', '_'))}")
     node.target = node.name
 
 

@@ -25,4 +25,4 @@ class SelectRows(Op):
     def samples(self) -> Iterator[Sample]:
         for i, rows in enumerate([(0,), (6,), (0, 1, 2, 3, 4, 5, 6), (2, 5), ()]):
             batch = Batch.of([3, 4], rows=rows)
-            yield Sample(f"{len(rows)}_of_7", {}, (Step(batch, {"x": random(i, 7, 33)}),))
+            yield Sample("rows_" + "_".join(map(str, rows)), {}, (Step(batch, {"x": random(i, 7, 33)}),))

@@ -1,0 +1,134 @@
+"""Token mixers: any cutting of sequences into steps, and any company in a batch, gives the same results."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from ops_batches import lengths_and_steps, run_in_steps
+
+from autodeploy.ops import OPS, Batch, schedule
+from autodeploy.ops.base import random
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def sequences_of(lengths: list[int], shapes: dict[str, tuple[int, ...]], scale: float = 1.0):
+    return {
+        slot: {name: random(31 * slot + i, n, *shape, scale=scale) for i, (name, shape) in enumerate(shapes.items())}
+        for slot, n in enumerate(lengths, 1)
+    }
+
+
+def check_steps(op, sequences, fixed, attrs, steps):
+    alone = {
+        slot: run_in_steps(op, {slot: rows}, fixed, attrs, [Batch.of([len(next(iter(rows.values())))], slots=[slot])])
+        for slot, rows in sequences.items()
+    }
+    found = run_in_steps(op, sequences, fixed, attrs, schedule(*steps))
+    for slot, expected in alone.items():
+        torch.testing.assert_close(found[slot], expected[slot], **TOLERANCE)
+
+
+@given(
+    lengths_and_steps(),
+    st.sampled_from([(4, 2, 8, 8), (3, 3, 4, 6), (4, 1, 6, 3)]),
+    st.sampled_from([{}, {"window": 1}, {"window": 4}, {"chunk": 3}, {"softcap": 1.5}, {"window": 5, "softcap": 2.0}]),
+    st.booleans(),
+)
+def test_attention_in_any_steps(plan, heads, options, has_sinks):
+    lengths, steps = plan
+    q_heads, kv_heads, width, value_width = heads
+    shapes = {"q": (q_heads, width), "k": (kv_heads, width), "v": (kv_heads, value_width)}
+    attrs = {"scale": 0.4, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0} | options
+    fixed = {"sinks": random(5, q_heads) if has_sinks else None}
+    check_steps(OPS["attention"], sequences_of(lengths, shapes), fixed, attrs, steps)
+
+
+@given(lengths_and_steps(), st.integers(1, 6), st.booleans(), st.sampled_from(["", "silu"]))
+def test_causal_conv1d_in_any_steps(plan, width, has_bias, activation):
+    lengths, steps = plan
+    fixed = {"weight": random(1, 5, width), "bias": random(2, 5) if has_bias else None}
+    sequences = sequences_of(lengths, {"x": (5,)})
+    check_steps(OPS["causal_conv1d"], sequences, fixed, {"activation": activation}, steps)
+
+
+@given(lengths_and_steps(), st.sampled_from([1, 2, 4]), st.booleans())
+def test_ssd_in_any_steps(plan, groups, softplus):
+    lengths, steps = plan
+    shapes = {"x": (4, 3), "dt": (4,), "b": (groups, 6), "c": (groups, 6)}
+    fixed = {"a": -random(1, 4).exp(), "d": random(2, 4), "dt_bias": random(3, 4)}
+    attrs = {"softplus": softplus, "dt_min": 0.0, "dt_max": 2.0}
+    check_steps(OPS["ssd"], sequences_of(lengths, shapes), fixed, attrs, steps)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (5, 1)])
+def test_attention_is_scaled_dot_product_attention(causal, heads, kv_heads):
+    q, k, v = random(1, 9, heads, 16), random(2, 9, kv_heads, 16), random(3, 9, kv_heads, 24)
+    by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*by_head, is_causal=causal, scale=0.3, enable_gqa=heads != kv_heads)
+    found = torch.ops.autodeploy.attention(q, k, v, None, 0.3, causal)
+    torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
+
+
+@pytest.mark.parametrize(("window", "chunk"), [(1, 0), (3, 0), (100, 0), (0, 4), (0, 1), (3, 4)])
+def test_windows_and_chunks_are_masks(window, chunk):
+    q, k, v = (random(i, 11, 2, 8) for i in range(3))
+    i, j = torch.arange(11)[:, None], torch.arange(11)[None, :]
+    seen = j <= i
+    if window:
+        seen &= i - j < window
+    if chunk:
+        seen &= i // chunk == j // chunk
+    by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*by_head, attn_mask=seen, scale=0.5)
+    found = torch.ops.autodeploy.attention(q, k, v, None, 0.5, True, window, chunk)
+    torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
+
+
+def test_sinks_take_a_share_and_softcap_bounds_scores():
+    q, k = torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)
+    v = torch.ones(2, 1, 3)
+    found = torch.ops.autodeploy.attention(q, k, v, torch.tensor([0.0]), 1.0)
+    torch.testing.assert_close(found[:, 0, 0], torch.tensor([1 / 2, 2 / 3]))
+    q, k = torch.full((2, 1, 4), 50.0), torch.tensor([[[50.0] * 4], [[-50.0] * 4]])
+    found = torch.ops.autodeploy.attention(q, k, torch.tensor([[[1.0]], [[0.0]]]), None, 1.0, softcap=0.5)
+    torch.testing.assert_close(found[1, 0, 0], torch.sigmoid(torch.tensor(1.0)))
+
+
+def test_causal_conv1d_is_conv1d():
+    x, weight, bias = random(1, 10, 6), random(2, 6, 4), random(3, 6)
+    expected = F.conv1d(F.pad(x.T[None], (3, 0)), weight[:, None], bias, groups=6)[0].T
+    found = torch.ops.autodeploy.causal_conv1d(x, weight, bias, "silu")
+    torch.testing.assert_close(found, F.silu(expected), **TOLERANCE)
+    with pytest.raises(ValueError, match='found "tanh"'):
+        torch.ops.autodeploy.causal_conv1d(x, weight, bias, "tanh")
+
+
+def test_ssd_is_its_closed_form():
+    """y[t] = sum over s <= t of exp(a * sum of dt over (s, t]) dt[s] (c[t] . b[s]) x[s] + d x[t]."""
+    tokens, heads = 7, 3
+    x, b, c = random(1, tokens, heads, 4), random(2, tokens, 1, 5), random(3, tokens, 1, 5)
+    dt, a, d = random(4, tokens, heads).abs(), -random(5, heads).exp(), random(6, heads, 4)
+    expected = torch.zeros_like(x)
+    for t in range(tokens):
+        for s in range(t + 1):
+            decay = torch.exp(a * dt[s + 1 : t + 1].sum(0))
+            expected[t] += (decay * dt[s] * (c[t, 0] @ b[s, 0]))[:, None] * x[s]
+        expected[t] += d * x[t]
+    found = torch.ops.autodeploy.ssd(x, dt, a, b, c, d, None, False, 0.0, math.inf)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
+def test_shapes_that_do_not_fit_are_named():
+    q, k = torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)
+    with pytest.raises(ValueError, match=r"\[attention\] expected q \[T, Hq, D\]"):
+        torch.ops.autodeploy.attention(q, k, k, None, 1.0)
+    x, bc = torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)
+    with pytest.raises(ValueError, match=r"\[ssd\] expected x \[T, H, P\]"):
+        torch.ops.autodeploy.ssd(x, torch.zeros(2, 3), torch.zeros(3), bc, bc, None, None, False, 0.0, 1.0)
