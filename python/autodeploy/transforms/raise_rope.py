@@ -85,8 +85,8 @@ class _Turn:
             x = r.call(aten.reshape.default, x, [-1, heads, int(shape[-1])], like=node, before=node)
         out = r.call(canonical.rope.default, x, cos, sin, self.interleaved, like=node, before=node)
         out.meta.setdefault("via", "pattern")
-        if len(shape) != 3:
-            out = r.call(aten.reshape.default, out, sizes(shape), like=node, before=node)
+        if not n.same_shape(out, last):
+            out = r.call(aten.reshape.default, out, sizes(n.shape_of(last)), like=node, before=node)
         replace(last, out)
         return True
 
@@ -145,7 +145,7 @@ def _turned(node: Node) -> tuple[Node, bool] | None:
         x = None if negated is None else _split_halves(first, negated)
         return None if x is None else (x, False)
     pair = _interleaved(node)
-    if pair is not None:
+    if pair is not None and 2 * pair[0].meta["val"].shape[-1] == n.last_size(node):
         negated = _negated(pair[0])
         x = None if negated is None else _split_even_odd(pair[1], negated)
         return None if x is None else (x, True)
@@ -204,13 +204,13 @@ def _split_even_odd(first: Node, second: Node) -> Node | None:
 
 
 def _interleaved(node: Node) -> tuple[Node, Node] | None:
-    """(p, q) when node is p0, q0, p1, q1, ... along the last dim."""
+    """(p, q) when node is a reshape of pairs (p0, q0), (p1, q1), ... in that order."""
     if not n.is_op(node, "aten.reshape"):
         return None
     pairs = n.without_casts(node.args[0])
     if not n.is_op(pairs, "aten.cat") or pairs.args[1] != n.rank(pairs) - 1 or len(pairs.args[0]) != 2:
         return None
-    if n.last_size(pairs) != 2 or 2 * n.shape_of(pairs)[-2] != n.last_size(node):
+    if n.last_size(pairs) != 2:
         return None
     parts = []
     for x in pairs.args[0]:
@@ -250,7 +250,7 @@ def _rotation(node: Node, first: Node, second: Node, interleaved: bool) -> _Turn
             wanted = {(narrow_source(b), cos), (narrow_source(a), sin)}
             for p, q in ((products[2], products[3]),):
                 found = {(narrow_source(y), t) for pair in (p, q) for y, t in (pair, pair[::-1])}  # type: ignore[index]
-                if wanted <= found and n.same_size(n.shape_of(node)[-1], n.shape_of(x)[-1]):
+                if wanted <= found and (interleaved or n.same_size(n.shape_of(node)[-1], n.shape_of(x)[-1])):
                     return _Turn(node, x, cos, sin, interleaved)
     return None
 

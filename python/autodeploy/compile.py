@@ -1,0 +1,196 @@
+"""The compiler in one page: capture, transform, lower, link weights, write.
+
+    python -m autodeploy.compile MODEL -o DIR
+
+MODEL is a checkpoint folder, a .gguf file, an alias or a hub id. This process becomes the compiler's own: capture hooks
+transformers before any modelling module is imported. No weight is read but for `pack`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifact import Program, Provenance, validate
+from .artifact.files import CONSTANTS, GENERATION_CONFIG, PACKED_WEIGHTS
+from .artifact.writer import Content, write_artifact
+from .capture.source import Source, resolve_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .ir import ModelIR, ParamInfo
+    from .transforms import Report as Steps
+    from .weights.weight_program import WeightProgram
+
+Report = Callable[[str], None]
+
+_FORMATS = {"act": "f32", "f32": "f32", "i64": "i64", "bool": "bool"}
+_VERSIONS = ("autodeploy", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A model on its way out of the compiler, before anything is written.
+
+    `explain` says which way every block went (transforms/explain.py), `notes` what else was decided, `steps` what each
+    transform did. `constants` is the content of constants.bin.
+    """
+
+    source: Source
+    program: Program
+    weights: WeightProgram
+    constants: bytes
+    explain: list[dict[str, Any]]
+    notes: list[str]
+    steps: Steps
+
+
+def compile_model(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    pack: bool = False,
+    dump: str | None = None,
+    trust_remote_code: bool = False,
+    report: Report = lambda text: None,
+) -> Compiled:
+    """Compiles a model into the artifact folder `out`, which is written whole or not at all.
+
+    Args:
+        source: a checkpoint folder, a .gguf file, an alias or a hub id.
+        out: the folder; an artifact that stands there is replaced.
+        revision: of a hub id.
+        pack: put the evaluated weights into the artifact, which then needs its checkpoint no more.
+        dump: a folder for the graph's text after each transform.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+        report: called with lines of progress.
+
+    Raises:
+        ValueError: the model cannot be compiled or the artifact cannot be written; the message says what to do.
+    """
+    found = resolve_source(source, revision=revision, trust_remote_code=trust_remote_code, report=report)
+    compiled = build(found, dump=dump, report=report)
+    write(compiled, out, pack=pack, report=report)
+    return compiled
+
+
+def build(source: Source, *, dump: str | None = None, report: Report = lambda text: None) -> Compiled:
+    """Everything but writing: the Program and the weight program of a model. Raises ValueError."""
+    from .capture.capture import capture
+    from .lowering.lower import lower
+    from .transforms import run_pipeline
+    from .weights.derive import Derivation, derive
+    from .weights.link import link
+
+    if source.kind == "artifact":
+        raise ValueError(f"[compile] expected a model, found the artifact {source.path}: it is compiled already")
+    derivations: list[Derivation] = []
+
+    def on_model(model: PreTrainedModel) -> None:
+        report("reading the headers of the checkpoint")
+        derivations.append(derive(model, source.checkpoint))
+        report("capturing the model")
+
+    report("building the model without its weights")
+    ir = capture(source.config, trust_remote_code=source.trust_remote_code, on_model=on_model)
+    report("transforming the graph")
+    steps = run_pipeline(ir, dump)
+    explain = ir.metadata.pop("explain")
+    report("lowering to a program")
+    program = lower(ir)
+    validate(program)
+    wanted = {p.name: p for p in _wanted(ir)}
+    constants = {key: (_FORMATS[c.dtype], c.value.contiguous().numpy()) for key, c in ir.constants.items()}
+    weights, content = link([wanted[p.name] for p in program.params], constants, derivations[0], source.checkpoint)
+    return Compiled(source, program, weights, content, explain, list(ir.report), steps)
+
+
+def _wanted(ir: ModelIR) -> Iterator[ParamInfo]:
+    """What the loader has to make: parameters as transforms left them, and constants that an instruction reads."""
+    from .ir import ParamInfo, Segment
+
+    yield from ir.params.values()
+    for key, constant in ir.constants.items():
+        shape = tuple(constant.value.shape)
+        segment = Segment(shape[0] if shape else 1, {"op": "constant", "name": key})
+        yield ParamInfo(constant.name, shape, constant.dtype, [segment], ())
+
+
+def write(
+    compiled: Compiled, out: str | os.PathLike[str], *, pack: bool = False, report: Report = lambda text: None
+) -> Path:
+    """Writes the artifact. Raises ValueError, and then leaves nothing behind."""
+    from .weights.pack import plan_pack, write_packed
+
+    source, weights = compiled.source, compiled.weights
+    report("writing the tokenizer")
+    files: dict[str, Content] = {CONSTANTS: compiled.constants, **source.tokenizer_files()}
+    files[GENERATION_CONFIG] = json.dumps(source.generation_config(), indent=2, sort_keys=True).encode() + b"\n"
+    if pack:
+        packed, header = plan_pack(weights)
+
+        def show(done: int, total: int) -> None:
+            report(f"packing weights: {done >> 20} of {total >> 20} MiB")
+
+        # The sources of constants lie beside the packed file, which is written after them.
+        files[PACKED_WEIGHTS] = lambda path: write_packed(weights, packed, header, path.parent, path, show)
+    provenance = Provenance(
+        source=source.named,
+        revision=source.revision,
+        versions={name: _version(name) for name in _VERSIONS},
+        remote_code=source.trust_remote_code,
+        options={"pack": pack},
+    )
+    report("writing the artifact")
+    return write_artifact(out, compiled.program, (packed if pack else weights).to_json(), provenance, files)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m autodeploy.compile`: the smallest command that compiles."""
+    parser = argparse.ArgumentParser(prog="python -m autodeploy.compile", description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument("--pack", action="store_true")
+    parser.add_argument("--dump")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    args = parser.parse_args(arguments)
+    begin = time.monotonic()
+
+    def report(text: str) -> None:
+        print(f"{time.monotonic() - begin:6.1f} s  {text}", file=sys.stderr)
+
+    try:
+        compiled = compile_model(
+            args.model,
+            args.output,
+            pack=args.pack,
+            dump=args.dump,
+            trust_remote_code=args.trust_remote_code,
+            report=report,
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    report(f"{len(compiled.program.instructions)} instructions in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
