@@ -38,15 +38,14 @@ inline double read_bandwidth(ThreadPool& pool, int64_t bytes) {
   const double t = best_of([&] {
     pool.run([&](int thread) {
       const uint64_t* p = reinterpret_cast<const uint64_t*>(buffer.get()) + thread * part;
-      using Line = uint64_t __attribute__((vector_size(64), aligned(8)));
-      const Line* lines = reinterpret_cast<const Line*>(p);
+      using Line = uint64_t __attribute__((vector_size(16), aligned(8)));
       Line a{}, b{}, c{}, d{};
-      for (int64_t i = 0; i + 4 <= part / 8; i += 4) {
-        __builtin_prefetch(lines + i + 32), __builtin_prefetch(lines + i + 33), __builtin_prefetch(lines + i + 34), __builtin_prefetch(lines + i + 35);
-        a ^= lines[i], b ^= lines[i + 1], c ^= lines[i + 2], d ^= lines[i + 3];
+      for (const Line *l = reinterpret_cast<const Line*>(p), *end = l + part / 2; l + 16 <= end; l += 16) {
+        for (int i = 0; i < 16; i += 4) __builtin_prefetch(l + 256 + i);
+        for (int i = 0; i < 16; i += 4) a ^= l[i], b ^= l[i + 1], c ^= l[i + 2], d ^= l[i + 3];
       }
       a ^= b ^ c ^ d;
-      for (int i = 0; i < 8; ++i) sums[static_cast<size_t>(thread * 8)] ^= a[i];
+      sums[static_cast<size_t>(thread * 8)] ^= a[0] ^ a[1];
     });
   });
   volatile uint64_t keep = sums[0];

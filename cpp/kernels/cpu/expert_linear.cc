@@ -100,7 +100,7 @@ class ExpertLinear final : public Kernel {
 
   // Tasks: an expert's rows in blocks, times ranges of its groups. Few experts share their matrices among the threads.
   void split(Step& s) const {
-    const int64_t block = mul_.token_block(cols_), granule = mul_.granule(segment_->format, Multiplier::kMaxTokens);
+    const int64_t block = mul_.token_block(segment_->format, cols_), granule = mul_.granule(segment_->format, Multiplier::kMaxTokens);
     int64_t blocks = 0;
     for (int64_t e = 0; e < experts_; ++e) blocks += (s.start[e + 1] - s.start[e] + block - 1) / block;
     const int64_t ways = blocks == 0 ? 1 : std::max<int64_t>(1, (4 * threads_ + blocks - 1) / blocks);
@@ -114,7 +114,7 @@ class ExpertLinear final : public Kernel {
 
   void multiply(const TensorView& bias, const RowView& x, const RowView& y, const Step& s, int64_t task, uint8_t* scratch) const {
     const int64_t expert = std::upper_bound(s.tasks, s.tasks + experts_ + 1, task) - s.tasks - 1, local = task - s.tasks[expert];
-    const int64_t block = mul_.token_block(cols_), first = s.start[expert] + local / s.across * block;
+    const int64_t block = mul_.token_block(segment_->format, cols_), first = s.start[expert] + local / s.across * block;
     const int64_t n = std::min<int64_t>(block, s.start[expert + 1] - first), group = local % s.across * s.group_block;
     const float* xs[Multiplier::kMaxTokens];
     const QuantBlock* qs[Multiplier::kMaxTokens];

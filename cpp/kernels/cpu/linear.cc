@@ -69,9 +69,12 @@ class Linear final : public Kernel {
         for (int64_t t = begin; t < end; ++t) mul_.quantize(x.row(t), cols_, quantized + t * blocks);
       });
     }
-    int64_t granule = 1;
-    for (const Part& p : parts_) granule = std::max(granule, mul_.granule(p.segment->format, tokens));
-    const LinearSplit split = choose_linear_split(tokens, groups_, granule, mul_.token_block(cols_), threads_);
+    int64_t granule = 1, limit = Multiplier::kMaxTokens;
+    for (const Part& p : parts_) {
+      granule = std::max(granule, mul_.granule(p.segment->format, tokens));
+      limit = std::min(limit, mul_.token_block(p.segment->format, cols_));
+    }
+    const LinearSplit split = choose_linear_split(tokens, groups_, granule, limit, threads_);
     const int64_t across = (groups_ + split.group_block - 1) / split.group_block;
     const int64_t down = (tokens + split.token_block - 1) / split.token_block;
     call.pool->parallel_for(across * down, 1, [&](int64_t task, int64_t end, int thread) {

@@ -1,6 +1,6 @@
 // Integer products of block-quantized weights with activations quantized in blocks of 32: the fast mode of linear and expert_linear.
 //
-// A block's product is  d_w * d_x * (sum u*q - zero * sum q) + m_w * d_x * sum q : the sums are exact integers, and the two float32 terms are
+// A block's product is  (sum u*q - zero * sum q) * d_w * d_x + m_w * (d_x * sum q) : the sums are exact integers, and the two float32 terms are
 // added block by block in order of the columns. Every kernel of one instruction set does the same float operations for one output element, so a
 // token's result does not depend on how many tokens ride along, on tiles or on threads.
 #pragma once
@@ -12,13 +12,28 @@
 
 namespace autodeploy {
 
+// The bits of 1.5 * 2^23: added to an integer below 2^22 they make the float 1.5 * 2^23 + integer. Its product with a scale s, less 1.5 * 2^23 * s, is
+// rounded once, since s has the 11 bits of a float16: one fused operation both converts and scales a sum.
+constexpr int32_t kMagicBits = 0x4b400000;
+constexpr float kMagic = 0x1.8p23f;
+
 // 32 activations x = d * q.
 struct alignas(16) QuantBlock {
-  int8_t q[32];     // in [-127, 127]
-  float d;          // largest magnitude / 127; NaN when one of the activations is
-  float dsum;       // d * sum of q
-  int32_t neg_sum;  // -sum of q
-  int32_t unused;
+  int8_t q[32];      // in [-127, 127]
+  float d;           // largest magnitude / 127; NaN when one of the activations is
+  float dsum;        // d * sum of q
+  int32_t start128;  // kMagicBits - 128 * sum of q: where the sums of a format with zero 128 start
+  int32_t start8;    // kMagicBits - 8 * sum of q
+
+  void finish(float scale, int32_t sum) {
+    d = scale;
+    dsum = scale * static_cast<float>(sum);
+    start128 = kMagicBits - 128 * sum;
+    start8 = kMagicBits - 8 * sum;
+  }
+  int32_t start(int zero) const {
+    return zero == 128 ? start128 : zero == 8 ? start8 : zero == 16 ? 2 * start8 - kMagicBits : kMagicBits;
+  }
 };
 static_assert(sizeof(QuantBlock) == 48);
 

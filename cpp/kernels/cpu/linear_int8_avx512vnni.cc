@@ -36,10 +36,7 @@ void quantize(const float* x, int64_t blocks, QuantBlock* out) {
     const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qlo, qhi));
     _mm_store_si128(reinterpret_cast<__m128i*>(out->q), _mm512_cvtsepi32_epi8(qlo));
     _mm_store_si128(reinterpret_cast<__m128i*>(out->q + 16), _mm512_cvtsepi32_epi8(qhi));
-    out->d = nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f;
-    out->dsum = out->d * static_cast<float>(sum);
-    out->neg_sum = -sum;
-    out->unused = 0;
+    out->finish(nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f, sum);
   }
 }
 
@@ -79,12 +76,17 @@ inline void unpack_planes(const uint8_t* quants, __m512i (&w)[8]) {
   }
 }
 
-// -zero * sum q, where a block's products start. Zeros are powers of two.
+// A block's products start here (see kMagicBits).
 template <int kZero>
 inline __m512i start(const QuantBlock* x) {
-  if constexpr (kZero == 0) return _mm512_setzero_si512();
-  constexpr int kShift = kZero == 128 ? 7 : kZero == 16 ? 4 : 3;
-  return _mm512_slli_epi32(_mm512_set1_epi32(x->neg_sum), kShift);
+  if constexpr (kZero == 0) return _mm512_set1_epi32(kMagicBits);
+  if constexpr (kZero == 8) return _mm512_set1_epi32(x->start8);
+  if constexpr (kZero == 16) return _mm512_sub_epi32(_mm512_slli_epi32(_mm512_set1_epi32(x->start8), 1), _mm512_set1_epi32(kMagicBits));
+  return _mm512_set1_epi32(x->start128);
+}
+// sum + (acc - kMagic) * dw * d with offset = -kMagic * dw.
+inline __m512 add_scaled(__m512 sum, __m512i acc, __m512 dw, __m512 offset, float d) {
+  return _mm512_fmadd_ps(_mm512_fmadd_ps(_mm512_castsi512_ps(acc), dw, offset), _mm512_set1_ps(d), sum);
 }
 
 inline __mmask16 wanted(int64_t rows) { return rows >= kGroupRows ? 0xffff : static_cast<__mmask16>((1u << rows) - 1); }
@@ -113,7 +115,7 @@ void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& t
       for (int l = 0; l < kLines; ++l) _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * l), _MM_HINT_T0);
       __m512i w[8];
       unpack_planes<F>(quants, w);
-      const __m512 dw = load_scales(scales);
+      const __m512 dw = load_scales(scales), offset = _mm512_mul_ps(dw, _mm512_set1_ps(-kMagic));
       __m512i acc[MT];
 #pragma GCC unroll 8
       for (int m = 0; m < MT; ++m) acc[m] = start<quant_zero(F)>(x[m] + b);
@@ -123,9 +125,7 @@ void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& t
         for (int m = 0; m < MT; ++m) acc[m] = _mm512_dpbusd_epi32(acc[m], w[j], four(x[m] + b, j));
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < MT; ++m) {
-        sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m]), _mm512_mul_ps(dw, _mm512_set1_ps(x[m][b].d)), sum[m]);
-      }
+      for (int m = 0; m < MT; ++m) sum[m] = add_scaled(sum[m], acc[m], dw, offset, x[m][b].d);
       if constexpr (has_minimum(F)) {
         const __m512 mw = load_scales(scales + 2 * kGroupRows);
 #pragma GCC unroll 8
@@ -199,11 +199,9 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
 #pragma GCC unroll 2
     for (int g = 0; g < NT; ++g) {
       const float* group_scales = reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(scales) + g * group_bytes);
-      const __m512 dw = _mm512_load_ps(group_scales);
+      const __m512 dw = _mm512_load_ps(group_scales), offset = _mm512_mul_ps(dw, _mm512_set1_ps(-kMagic));
 #pragma GCC unroll 8
-      for (int m = 0; m < MT; ++m) {
-        sum[m][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m][g]), _mm512_mul_ps(dw, _mm512_set1_ps(x[m][b].d)), sum[m][g]);
-      }
+      for (int m = 0; m < MT; ++m) sum[m][g] = add_scaled(sum[m][g], acc[m][g], dw, offset, x[m][b].d);
       if constexpr (has_minimum(F)) {
         const __m512 mw = _mm512_load_ps(group_scales + nb * kGroupRows);
 #pragma GCC unroll 8

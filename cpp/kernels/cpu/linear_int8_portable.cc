@@ -34,10 +34,7 @@ void quantize(const float* x, int64_t blocks, QuantBlock* out) {
       out->q[i] = static_cast<int8_t>(q);
       sum += q;
     }
-    out->d = nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f;
-    out->dsum = out->d * static_cast<float>(sum);
-    out->neg_sum = -sum;
-    out->unused = 0;
+    out->finish(nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f, sum);
   }
 }
 
@@ -76,7 +73,7 @@ int64_t panel_bytes(int64_t blocks) { return blocks * kPanelBlock; }
 template <Format F>
 inline void block_product(const uint8_t* planes, const float* dw, const float* mw, const QuantBlock& x, float* sum) {
   int32_t acc[kGroupRows];
-  for (int r = 0; r < kGroupRows; ++r) acc[r] = quant_zero(F) * x.neg_sum;
+  for (int r = 0; r < kGroupRows; ++r) acc[r] = x.start(quant_zero(F)) - kMagicBits;
   for (int j = 0; j < 8; ++j) {
     for (int r = 0; r < kGroupRows; ++r) {
       const uint8_t* w = planes + j * kPlane + 4 * r;
@@ -84,7 +81,7 @@ inline void block_product(const uint8_t* planes, const float* dw, const float* m
       acc[r] += w[0] * q[0] + w[1] * q[1] + w[2] * q[2] + w[3] * q[3];
     }
   }
-  for (int r = 0; r < kGroupRows; ++r) sum[r] += static_cast<float>(acc[r]) * (dw[r] * x.d);
+  for (int r = 0; r < kGroupRows; ++r) sum[r] += static_cast<float>(acc[r]) * dw[r] * x.d;
   if constexpr (has_minimum(F)) {
     for (int r = 0; r < kGroupRows; ++r) sum[r] += mw[r] * x.dsum;
   }

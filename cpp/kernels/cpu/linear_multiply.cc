@@ -30,9 +30,9 @@ int64_t Multiplier::granule(Format f, int64_t tokens) const {
   return tokens <= int8_.direct_tokens ? 1 : int8_.panel_groups;
 }
 
-int64_t Multiplier::token_block(int64_t cols) const {
+int64_t Multiplier::token_block(Format f, int64_t cols) const {
   constexpr int64_t kCacheBytes = 768 << 10;
-  const int64_t row_bytes = exact_ ? cols * 4 : cols * 3 / 2;
+  const int64_t row_bytes = integer(f) ? cols * 3 / 2 : cols * 4;
   return std::clamp(kCacheBytes / row_bytes / 24 * 24, int64_t{24}, kMaxTokens);
 }
 

@@ -31,7 +31,7 @@ class Multiplier {
   // Groups that are worked on together for that many tokens: ranges given to multiply() should start at multiples of it.
   int64_t granule(Format f, int64_t tokens) const;
   // Tokens that a thread should take at once, so that their rows stay in its cache.
-  int64_t token_block(int64_t cols) const;
+  int64_t token_block(Format f, int64_t cols) const;
   // Groups [begin, end) of one part of a segment; `rows`: number of the part's rows; y points at the part's row 0; bias at its row 0 or null.
   void multiply(const PackedSegment& segment, int64_t part, int64_t begin, int64_t end, const float* bias, const TokenBlock& block,
                 uint8_t* scratch) const;
