@@ -90,7 +90,7 @@ class _LayerNorm(nn.Module):
 def test_layer_norm(style):
     ir = check(prepared(capture(Tail(_LayerNorm(style)))), RaiseNorms())
     (call,) = [n for n in ir.graph.nodes if "layer_norm" in str(n.target)]
-    x, weight, bias, eps = call.args
+    _, weight, bias, eps = call.args
     assert (weight is None, bias is None, eps) == (style == "plain", style in ("plain", "no_bias"), 1e-5)
 
 

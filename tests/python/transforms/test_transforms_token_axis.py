@@ -48,9 +48,10 @@ LEAKS = {
 def test_leak_is_refused(name):
     function, reason = LEAKS[name]
     ir = capture_function(function, w=(8, 8, 2))
+    CleanUp().run(ir)
+    NormalForms().run(ir)
     with pytest.raises(TransformError, match=reason) as caught:
-        for transform in (CleanUp(), NormalForms(), TokenMajor()):
-            transform.run(ir)
+        TokenMajor().run(ir)
     assert re.match(r"\[token axis\] \S+ at transform_\w+\.py:\d+ forward: ", str(caught.value)), "no op or no line"
 
 
@@ -62,7 +63,7 @@ KEPT = {
     "scatter": lambda x, pos, p: torch.zeros_like(x).scatter(2, x.topk(2, -1)[1], 1.0) * x,
     "one hot": lambda x, pos, p: (pos[..., None] % 8 == torch.arange(8)) * x,
     "table": lambda x, pos, p: x + p["table"][pos % 16],
-    "per token matrix": lambda x, pos, p: (x.view(1, -1, 2, 4).transpose(2, 3) @ x.view(1, -1, 2, 4)).flatten(2)[..., :8],
+    "per token matrix": lambda x, pos, p: (x.view(1, -1, 2, 4).mT @ x.view(1, -1, 2, 4)).flatten(2)[..., :8],
 }
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch.fx import GraphModule
+
 from autodeploy.ir import DTYPES, ConstantInfo, ModelIR, ParamInfo
-from autodeploy.ops import Batch, running
+from autodeploy.ir.retype import retyped
+from autodeploy.ops import Batch, Memory, running
 from autodeploy.transforms.base import Transform
 from autodeploy.transforms.nodes import op_name
-from torch.fx import GraphModule
 
 EXAMPLE_TOKENS = 37
 
@@ -127,15 +129,9 @@ def evaluate(ir: ModelIR, expr: dict, weights: dict[str, torch.Tensor]) -> torch
 
 
 def run(ir: ModelIR, weights: dict[str, torch.Tensor], token_ids: torch.Tensor, positions: torch.Tensor | None = None,
-        batch: Batch | None = None) -> torch.Tensor:
+        batch: Batch | None = None, memory: Memory | None = None) -> torch.Tensor:
     """The graph's output in float32: literal bfloat16 in it is read as float32."""
-    ir = ir.copy()
-    for node in ir.graph.nodes:
-        if node.op == "call_function":
-            to_wide = lambda x: torch.float32 if x is torch.bfloat16 else x  # noqa: E731
-            node.args = tuple(to_wide(x) for x in node.args)
-            node.kwargs = {k: to_wide(x) for k, x in node.kwargs.items()}
-    ir.graph_module.recompile()
+    module = retyped(ir, torch.float32)
     values = {
         key: torch.cat([evaluate(ir, s.expr, weights) for s in info.segments]) if len(info.segments) > 1
         else evaluate(ir, info.expr, weights)
@@ -144,8 +140,10 @@ def run(ir: ModelIR, weights: dict[str, torch.Tensor], token_ids: torch.Tensor, 
     for key, info in ir.params.items():
         assert tuple(values[key].shape) == tuple(info.shape), (key, values[key].shape, info.shape)
     positions = torch.arange(len(token_ids)) if positions is None else positions
-    with torch.no_grad(), running(batch or Batch.of([len(token_ids)])):
-        return ir.run(token_ids, positions, values, torch.float32)[0]
+    with torch.no_grad(), running(batch or Batch.of([len(token_ids)]), memory):
+        feed = {"token_ids": token_ids, "positions": positions, **values}
+        feed.update((key, constant.value) for key, constant in ir.constants.items())
+        return module(*[feed[n.target] for n in module.graph.nodes if n.op == "placeholder"])[0]
 
 
 def ops(ir: ModelIR) -> list[str]:

@@ -128,11 +128,13 @@ class GatedMlp(nn.Module):
 class Decoder(nn.Module):
     """Layers of attention and a gated MLP between norms; tied head when `tied`."""
 
-    def __init__(self, layers: int = 2, norm: str = "plain", tied: bool = False, **attention_options):
+    def __init__(
+        self, layers: int = 2, norm: str = "plain", attention_norm: str | None = None, tied: bool = False, **options
+    ):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, WIDTH)
         self.layers = nn.ModuleList(
-            nn.ModuleList([Norm(style=norm), Attention(**attention_options), Norm(style=norm), GatedMlp()])
+            nn.ModuleList([Norm(style=norm), Attention(norm=attention_norm, **options), Norm(style=norm), GatedMlp()])
             for _ in range(layers)
         )
         self.norm = Norm(style=norm)
