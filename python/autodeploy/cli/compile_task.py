@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Report = Callable[[str], None]
 
@@ -39,3 +40,18 @@ def compile_artifact(
     compile_model(
         model, out, revision=revision, trust_remote_code=trust_remote_code, pack=pack, dump=dump, report=report
     )
+
+
+def explain_model(
+    model: str, *, revision: str | None, trust_remote_code: bool, report: Report = lambda text: None
+) -> dict[str, Any]:
+    """Which way every block of a model went: {"model", "records", "notes", "steps"}. Nothing is written.
+
+    Records are those of the transform `explain`. Raises ValueError.
+    """
+    from autodeploy.capture.source import resolve_source
+    from autodeploy.compile import build
+
+    source = resolve_source(model, revision=revision, trust_remote_code=trust_remote_code, report=report)
+    compiled = build(source, report=report)
+    return {"model": model, "records": compiled.explain, "notes": compiled.notes, "steps": str(compiled.steps)}

@@ -3,14 +3,80 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 from .options import add_model_arguments
+from .tables import format_table
+
+_WAYS = {
+    "registry": "by a name that transformers gives",
+    "pattern": "found in the graph",
+    "author": "the author's own operator",
+    "region": "fused regions of pointwise operations",
+    "generic": "left to generic kernels",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
+    add_model_arguments(parser, artifact=False)
+    parser.add_argument("--each", action="store_true", help="a line for each instruction, not for each kind of them")
+    parser.add_argument("--steps", action="store_true", help="what each transform did, and how long it took")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from autodeploy.llm.progress import ProgressLine, wants_progress
+
+    from .compile_task import explain_model
+
+    with ProgressLine(enabled=wants_progress()) as line:
+        found = explain_model(
+            args.model, revision=args.revision, trust_remote_code=args.trust_remote_code, report=line.show
+        )
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    records = found["records"]
+    print(format_text(records, grouped=not args.each))
+    for note in found["notes"]:
+        print(f"note: {note}")
+    if args.steps:
+        print(f"\n{found['steps']}")
+    return 0
+
+
+def format_text(records: list[dict[str, Any]], *, grouped: bool) -> str:
+    """A table of what the blocks became, then of what was fused, then of what no canonical op stands for.
+
+    grouped: calls that went the same way from the same line count as one row.
+    """
+    counts: dict[str, int] = {}
+    for record in records:
+        way = "region" if record["kind"] == "region" else record["via"]
+        counts[way] = counts.get(way, 0) + 1
+    lines = [
+        f"{len(records)} instructions: " + ", ".join(f"{count} {_WAYS.get(way, way)}" for way, count in counts.items())
+    ]
+    columns = ("op", "via", "source", "why")
+    lines.append(_table(records, columns, ("op", "way", "source", "remark"), grouped))
+    fused = [
+        {**record, "parts": ", ".join(dict.fromkeys(record["fused"]))} for record in records if record.get("fused")
+    ]
+    if fused:
+        lines += ["fused", _table(fused, ("op", "parts"), ("into", "from the lines"), grouped)]
+    left = [record for record in records if record["kind"] == "generic"]
+    if left:
+        lines += [
+            "left to generic kernels",
+            _table(left, columns[::3] + columns[2:3], ("op", "why", "source"), grouped),
+        ]
+    return "\n\n".join(lines)
+
+
+def _table(records: list[dict[str, Any]], keys: tuple[str, ...], headers: tuple[str, ...], grouped: bool) -> str:
+    rows = [tuple(str(record.get(key, "")) for key in keys) for record in records]
+    if not grouped:
+        return format_table(headers, rows)
+    counts = {row: rows.count(row) for row in dict.fromkeys(rows)}
+    return format_table(("times", *headers), [(count, *row) for row, count in counts.items()], right=(0,))
