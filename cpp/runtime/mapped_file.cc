@@ -20,8 +20,9 @@ int64_t page_size() {
 }
 
 [[noreturn]] void fail(const std::string& path, const char* what) {
-  throw Error(ErrorKind::kIo, detail::concat("[weights] ", path, " cannot be ", what, ": ", std::strerror(errno),
-                                             "; is the checkpoint still where it was compiled from?"));
+  throw Error(ErrorKind::kIo,
+              detail::concat("[weights] ", path, " cannot be ", what, ": ", std::strerror(errno),
+                             "; is the checkpoint still where it was compiled from?"));
 }
 
 }  // namespace
@@ -68,12 +69,14 @@ void MappedFile::drop(int64_t begin, int64_t end) const {
   begin = (begin + page - 1) / page * page;
   end = end / page * page;
   // Advice: a refusal changes nothing but memory use.
-  if (data_ && begin < end) madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+  if (data_ && begin < end)
+    madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 
 void MappedFile::will_need(int64_t begin, int64_t end) const {
   begin = begin / page_size() * page_size();
-  if (data_ && begin < end) madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(end - begin), MADV_WILLNEED);
+  if (data_ && begin < end)
+    madvise(const_cast<uint8_t*>(data_) + begin, static_cast<size_t>(end - begin), MADV_WILLNEED);
 }
 
 }  // namespace autodeploy

@@ -22,7 +22,8 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   std::span<const uint8_t> bytes() const { return {data_, static_cast<size_t>(size_)}; }
 
-  // Gives the pages of [begin, end) that lie wholly inside back to the system; reading them again maps them anew.
+  // Gives the pages of [begin, end) that lie wholly inside back to the system; reading them again maps them
+  // anew.
   void drop(int64_t begin, int64_t end) const;
   // Says that [begin, end) will be read soon.
   void will_need(int64_t begin, int64_t end) const;

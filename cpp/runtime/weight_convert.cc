@@ -18,7 +18,8 @@ T load(const uint8_t* p) {
 
 // 32 values of one block.
 void dequantize_block(Format f, const uint8_t* p, float* out) {
-  const bool minimum = f == Format::kQ4_1 || f == Format::kQ5_1, fifth = f == Format::kQ5_0 || f == Format::kQ5_1;
+  const bool minimum = f == Format::kQ4_1 || f == Format::kQ5_1,
+             fifth = f == Format::kQ5_0 || f == Format::kQ5_1;
   const float d = half_to_float(load<uint16_t>(p)), m = minimum ? half_to_float(load<uint16_t>(p + 2)) : 0.0f;
   p += minimum ? 4 : 2;
   if (f == Format::kQ8_0) {
@@ -44,16 +45,27 @@ void each(const uint8_t* src, int64_t n, F&& f) {
 template <class F>
 void each_value(Format from, const uint8_t* src, int64_t n, F&& f) {
   switch (from) {
-    case Format::kF64: return each<double>(src, n, f);
-    case Format::kF32: return each<float>(src, n, [&](int64_t i, float v) { f(i, static_cast<double>(v)); });
-    case Format::kF16: return each<uint16_t>(src, n, [&](int64_t i, uint16_t v) { f(i, static_cast<double>(half_to_float(v))); });
-    case Format::kBF16: return each<uint16_t>(src, n, [&](int64_t i, uint16_t v) { f(i, static_cast<double>(bf16_to_float(v))); });
-    case Format::kI64: return each<int64_t>(src, n, f);
-    case Format::kI32: return each<int32_t>(src, n, [&](int64_t i, int32_t v) { f(i, int64_t{v}); });
-    case Format::kI16: return each<int16_t>(src, n, [&](int64_t i, int16_t v) { f(i, int64_t{v}); });
-    case Format::kI8: return each<int8_t>(src, n, [&](int64_t i, int8_t v) { f(i, int64_t{v}); });
+    case Format::kF64:
+      return each<double>(src, n, f);
+    case Format::kF32:
+      return each<float>(src, n, [&](int64_t i, float v) { f(i, static_cast<double>(v)); });
+    case Format::kF16:
+      return each<uint16_t>(src, n,
+                            [&](int64_t i, uint16_t v) { f(i, static_cast<double>(half_to_float(v))); });
+    case Format::kBF16:
+      return each<uint16_t>(src, n,
+                            [&](int64_t i, uint16_t v) { f(i, static_cast<double>(bf16_to_float(v))); });
+    case Format::kI64:
+      return each<int64_t>(src, n, f);
+    case Format::kI32:
+      return each<int32_t>(src, n, [&](int64_t i, int32_t v) { f(i, int64_t{v}); });
+    case Format::kI16:
+      return each<int16_t>(src, n, [&](int64_t i, int16_t v) { f(i, int64_t{v}); });
+    case Format::kI8:
+      return each<int8_t>(src, n, [&](int64_t i, int8_t v) { f(i, int64_t{v}); });
     case Format::kU8:
-    case Format::kBool: return each<uint8_t>(src, n, [&](int64_t i, uint8_t v) { f(i, int64_t{v}); });
+    case Format::kBool:
+      return each<uint8_t>(src, n, [&](int64_t i, uint8_t v) { f(i, int64_t{v}); });
     default: {
       float block[32];
       for (int64_t b = 0; b < n / 32; ++b, src += format_info(from).block_bytes) {
@@ -86,17 +98,28 @@ void convert_row(Format from, const uint8_t* src, Format to, uint8_t* dst, int64
   }
   each_value(from, src, n, [&](int64_t i, auto v) {
     switch (to) {
-      case Format::kF64: return put(dst, i, static_cast<double>(v));
-      case Format::kF32: return put(dst, i, static_cast<float>(v));
-      case Format::kF16: return put(dst, i, float_to_half(static_cast<float>(v)));
-      case Format::kBF16: return put(dst, i, float_to_bf16(static_cast<float>(v)));
-      case Format::kI64: return put(dst, i, static_cast<int64_t>(v));
-      case Format::kI32: return put(dst, i, static_cast<int32_t>(static_cast<int64_t>(v)));
-      case Format::kI16: return put(dst, i, static_cast<int16_t>(static_cast<int64_t>(v)));
-      case Format::kI8: return put(dst, i, static_cast<int8_t>(static_cast<int64_t>(v)));
-      case Format::kU8: return put(dst, i, static_cast<uint8_t>(static_cast<int64_t>(v)));
-      case Format::kBool: return put(dst, i, static_cast<uint8_t>(v != 0));
-      default: return;
+      case Format::kF64:
+        return put(dst, i, static_cast<double>(v));
+      case Format::kF32:
+        return put(dst, i, static_cast<float>(v));
+      case Format::kF16:
+        return put(dst, i, float_to_half(static_cast<float>(v)));
+      case Format::kBF16:
+        return put(dst, i, float_to_bf16(static_cast<float>(v)));
+      case Format::kI64:
+        return put(dst, i, static_cast<int64_t>(v));
+      case Format::kI32:
+        return put(dst, i, static_cast<int32_t>(static_cast<int64_t>(v)));
+      case Format::kI16:
+        return put(dst, i, static_cast<int16_t>(static_cast<int64_t>(v)));
+      case Format::kI8:
+        return put(dst, i, static_cast<int8_t>(static_cast<int64_t>(v)));
+      case Format::kU8:
+        return put(dst, i, static_cast<uint8_t>(static_cast<int64_t>(v)));
+      case Format::kBool:
+        return put(dst, i, static_cast<uint8_t>(v != 0));
+      default:
+        return;
     }
   });
 }

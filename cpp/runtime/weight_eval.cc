@@ -27,34 +27,57 @@ bool cuts_rows(const WeightExpr& e) {
   switch (e.op) {
     case Op::kSlice:
     case Op::kTake:
-    case Op::kCat: return e.dim == last_dim(e);
-    case Op::kStack: return e.dim == last_dim(e);
-    case Op::kPermute: return e.dims.empty() || e.dims.back() != last_dim(e);
-    case Op::kReshape: return row_len_of(e) != row_len_of(*e.xs[0]);
-    case Op::kBinary: return e.xs.size() == 2 && (e.xs[0]->shape != e.shape || e.xs[1]->shape != e.shape);
-    default: return false;
+    case Op::kCat:
+      return e.dim == last_dim(e);
+    case Op::kStack:
+      return e.dim == last_dim(e);
+    case Op::kPermute:
+      return e.dims.empty() || e.dims.back() != last_dim(e);
+    case Op::kReshape:
+      return row_len_of(e) != row_len_of(*e.xs[0]);
+    case Op::kBinary:
+      return e.xs.size() == 2 && (e.xs[0]->shape != e.shape || e.xs[1]->shape != e.shape);
+    default:
+      return false;
   }
 }
 
 float apply(Fn fn, float x, float y) {
   switch (fn) {
-    case Fn::kNeg: return -x;
-    case Fn::kExp: return std::exp(x);
-    case Fn::kLog: return std::log(x);
-    case Fn::kLog1p: return std::log1p(x);
-    case Fn::kExpm1: return std::expm1(x);
-    case Fn::kSqrt: return std::sqrt(x);
-    case Fn::kReciprocal: return 1.0f / x;
-    case Fn::kAbs: return std::abs(x);
-    case Fn::kSquare: return x * x;
-    case Fn::kAdd: return x + y;
-    case Fn::kSub: return x - y;
-    case Fn::kRsub: return y - x;
-    case Fn::kMul: return x * y;
-    case Fn::kDiv: return x / y;
-    case Fn::kRdiv: return y / x;
-    case Fn::kPow: return std::pow(x, y);
-    case Fn::kNone: return x;
+    case Fn::kNeg:
+      return -x;
+    case Fn::kExp:
+      return std::exp(x);
+    case Fn::kLog:
+      return std::log(x);
+    case Fn::kLog1p:
+      return std::log1p(x);
+    case Fn::kExpm1:
+      return std::expm1(x);
+    case Fn::kSqrt:
+      return std::sqrt(x);
+    case Fn::kReciprocal:
+      return 1.0f / x;
+    case Fn::kAbs:
+      return std::abs(x);
+    case Fn::kSquare:
+      return x * x;
+    case Fn::kAdd:
+      return x + y;
+    case Fn::kSub:
+      return x - y;
+    case Fn::kRsub:
+      return y - x;
+    case Fn::kMul:
+      return x * y;
+    case Fn::kDiv:
+      return x / y;
+    case Fn::kRdiv:
+      return y / x;
+    case Fn::kPow:
+      return std::pow(x, y);
+    case Fn::kNone:
+      return x;
   }
   return x;
 }
@@ -93,16 +116,18 @@ struct WeightEvaluator::Node {
       from = xs[static_cast<size_t>(index[dim])].get();
       for (size_t d = dim; d + 1 < index.size(); ++d) inner[d] = index[d + 1];
     } else {
-      for (int64_t d = 0; d < last; ++d) inner[static_cast<size_t>(e->dims[static_cast<size_t>(d)])] = index[static_cast<size_t>(d)];
+      for (int64_t d = 0; d < last; ++d)
+        inner[static_cast<size_t>(e->dims[static_cast<size_t>(d)])] = index[static_cast<size_t>(d)];
     }
     int64_t row = 0;
-    for (int64_t d = 0; d < last_dim(*from->e); ++d) row = row * from->e->shape[static_cast<size_t>(d)] + inner[static_cast<size_t>(d)];
+    for (int64_t d = 0; d < last_dim(*from->e); ++d)
+      row = row * from->e->shape[static_cast<size_t>(d)] + inner[static_cast<size_t>(d)];
     return {from, row};
   }
 
   bool moves_rows() const {
-    return e->op == Op::kSlice || e->op == Op::kTake || e->op == Op::kCat || e->op == Op::kStack || e->op == Op::kPermute ||
-           e->op == Op::kReshape;
+    return e->op == Op::kSlice || e->op == Op::kTake || e->op == Op::kCat || e->op == Op::kStack ||
+           e->op == Op::kPermute || e->op == Op::kReshape;
   }
 
   // Where row r lies, or nullptr when it has to be computed.
@@ -182,13 +207,16 @@ struct WeightEvaluator::Node {
             dst += row_bytes_of(*x->e);
           }
         } else if (e->op == Op::kStack) {
-          for (int64_t j = 0; j < n; ++j) std::memcpy(dst + j * size, xs[static_cast<size_t>(j)]->contiguous + r * size, static_cast<size_t>(size));
+          for (int64_t j = 0; j < n; ++j)
+            std::memcpy(dst + j * size, xs[static_cast<size_t>(j)]->contiguous + r * size,
+                        static_cast<size_t>(size));
         } else if (e->op == Op::kBinary) {
           broadcast(r, reinterpret_cast<float*>(dst));
         } else {
           const uint8_t* src = xs[0]->contiguous + r * row_bytes_of(*xs[0]->e);
           for (int64_t j = 0; j < n; ++j) {
-            const int64_t from = e->op == Op::kSlice ? e->start + j * e->step : e->index[static_cast<size_t>(j)];
+            const int64_t from =
+                e->op == Op::kSlice ? e->start + j * e->step : e->index[static_cast<size_t>(j)];
             std::memcpy(dst + j * size, src + from * size, static_cast<size_t>(size));
           }
         }
@@ -227,7 +255,8 @@ struct WeightEvaluator::Node {
           for (int64_t j = 0; j < n; ++j) std::memcpy(dst + 4 * j, src + j * step, 4);
           break;
         default:
-          for (int64_t j = 0; j < n; ++j) std::memcpy(dst + size * j, src + j * step, static_cast<size_t>(size));
+          for (int64_t j = 0; j < n; ++j)
+            std::memcpy(dst + size * j, src + j * step, static_cast<size_t>(size));
       }
     }
   }
@@ -253,8 +282,10 @@ struct WeightEvaluator::Node {
     }
     const auto value = [&](size_t k, int64_t i) {
       float v;
-      const int64_t at = offset[k] + (rank > 0 ? i * stride[k][rank - 1] : 0), size = element_bytes(*xs[k]->e);
-      convert_row(xs[k]->e->format, xs[k]->contiguous + at * size, Format::kF32, reinterpret_cast<uint8_t*>(&v), 1);
+      const int64_t at = offset[k] + (rank > 0 ? i * stride[k][rank - 1] : 0),
+                    size = element_bytes(*xs[k]->e);
+      convert_row(xs[k]->e->format, xs[k]->contiguous + at * size, Format::kF32,
+                  reinterpret_cast<uint8_t*>(&v), 1);
       return v;
     };
     for (int64_t i = 0; i < row_len_of(*e); ++i) dst[i] = apply(e->fn, value(0, i), value(1, i));
@@ -263,8 +294,8 @@ struct WeightEvaluator::Node {
 
 namespace {
 
-std::unique_ptr<WeightEvaluator::Node> build(const WeightExpr& e, const WeightProgram& program, std::span<const MappedFile> files,
-                                             ThreadPool& pool) {
+std::unique_ptr<WeightEvaluator::Node> build(const WeightExpr& e, const WeightProgram& program,
+                                             std::span<const MappedFile> files, ThreadPool& pool) {
   auto node = std::make_unique<WeightEvaluator::Node>();
   node->e = &e;
   if (e.op == Op::kTensor) {
@@ -292,7 +323,8 @@ std::unique_ptr<WeightEvaluator::Node> build(const WeightExpr& e, const WeightPr
 
 }  // namespace
 
-WeightEvaluator::WeightEvaluator(const WeightExpr& expr, const WeightProgram& program, std::span<const MappedFile> files, ThreadPool& pool)
+WeightEvaluator::WeightEvaluator(const WeightExpr& expr, const WeightProgram& program,
+                                 std::span<const MappedFile> files, ThreadPool& pool)
     : root_(build(expr, program, files, pool)) {}
 WeightEvaluator::~WeightEvaluator() = default;
 
@@ -305,7 +337,8 @@ const uint8_t* WeightEvaluator::read(int64_t begin, int64_t n, uint8_t* buffer) 
   const int64_t size = row_bytes();
   const uint8_t* first = root_->row(begin);
   bool together = first != nullptr;
-  for (int64_t i = 1; i < n && together && !root_->contiguous; ++i) together = root_->row(begin + i) == first + i * size;
+  for (int64_t i = 1; i < n && together && !root_->contiguous; ++i)
+    together = root_->row(begin + i) == first + i * size;
   if (together) return first;
   for (int64_t i = 0; i < n; ++i) root_->read_row(begin + i, buffer + i * size);
   return buffer;

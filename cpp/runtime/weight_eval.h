@@ -12,19 +12,22 @@
 
 namespace autodeploy {
 
-// A row is the last dimension of an expression; rows count in row-major order. What moves whole rows (slices, joins, permutations, index lists)
-// is resolved row by row to the mapped file; what cuts rows is made once, in memory, when the evaluator is built.
+// A row is the last dimension of an expression; rows count in row-major order. What moves whole rows (slices,
+// joins, permutations, index lists) is resolved row by row to the mapped file; what cuts rows is made once,
+// in memory, when the evaluator is built.
 class WeightEvaluator {
  public:
-  WeightEvaluator(const WeightExpr& expr, const WeightProgram& program, std::span<const MappedFile> files, ThreadPool& pool);
+  WeightEvaluator(const WeightExpr& expr, const WeightProgram& program, std::span<const MappedFile> files,
+                  ThreadPool& pool);
   ~WeightEvaluator();
 
   Format format() const;
   int64_t rows() const;
   int64_t row_len() const;
   int64_t row_bytes() const;
-  // Rows [begin, begin + n) one after another, in the expression's format; points into the file where they lie so, else into `buffer`
-  // (n * row_bytes() bytes), where they are written. Safe from several threads with buffers of their own.
+  // Rows [begin, begin + n) one after another, in the expression's format; points into the file where they
+  // lie so, else into `buffer` (n * row_bytes() bytes), where they are written. Safe from several threads
+  // with buffers of their own.
   const uint8_t* read(int64_t begin, int64_t n, uint8_t* buffer) const;
 
   // Bytes that evaluators of this expression make in memory, at most.

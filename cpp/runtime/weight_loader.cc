@@ -17,7 +17,10 @@ namespace autodeploy {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kRowsAtOnce = 64;  // rows of a buffer while packing; a multiple of the granule
+constexpr int64_t kRowsAtOnce = 64;         // rows of a buffer while packing; a multiple of the granule
+constexpr int64_t kWindowBytes = 32 << 20;  // what is repacked before mapped pages are given back
+constexpr int64_t kFaultBytes = 64 << 10;   // that the system may map around a row that is touched
+constexpr int64_t kMaxResident = int64_t{1} << 50;
 
 int64_t aligned(int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -34,35 +37,42 @@ Format packed_format(Format f) {
 
 Format plain_format(DType t) {
   switch (t) {
-    case DType::kF32: return Format::kF32;
-    case DType::kF16: return Format::kF16;
-    case DType::kBF16: return Format::kBF16;
-    case DType::kI64: return Format::kI64;
-    case DType::kBool: return Format::kBool;
+    case DType::kF32:
+      return Format::kF32;
+    case DType::kF16:
+      return Format::kF16;
+    case DType::kBF16:
+      return Format::kBF16;
+    case DType::kI64:
+      return Format::kI64;
+    case DType::kBool:
+      return Format::kBool;
   }
   return Format::kF32;
 }
 
 // The segments of a weight operand in the kernels' layout, without memory.
 PackedWeight plan_packed(const WeightParam& p) {
-  AD_CHECK(p.shape.size() == 2 || (p.shape.size() == 3 && p.segments.size() == 1), ErrorKind::kInvalidArtifact, "[weights: ", p.name,
-           "] expected a weight operand [N, K], or [E, N, K] in one segment, found ", shape_text(p.shape), " in ", p.segments.size(),
-           " segments");
+  AD_CHECK(p.shape.size() == 2 || (p.shape.size() == 3 && p.segments.size() == 1),
+           ErrorKind::kInvalidArtifact, "[weights: ", p.name,
+           "] expected a weight operand [N, K], or [E, N, K] in one segment, found ", shape_text(p.shape),
+           " in ", p.segments.size(), " segments");
   PackedWeight w{p.name, p.shape, {}};
   for (const WeightSegment& s : p.segments) {
     const int64_t rows = p.shape.size() == 3 ? p.shape[0] * p.shape[1] : s.rows;
-    w.segments.push_back(plan_packed_segment(packed_format(s.format), rows, p.shape.back(), p.shape.size() == 3 ? p.shape[1] : rows));
+    w.segments.push_back(plan_packed_segment(packed_format(s.format), rows, p.shape.back(),
+                                             p.shape.size() == 3 ? p.shape[1] : rows));
   }
   return w;
 }
 
 const WeightParam& find_param(const WeightProgram& weights, const ParamSpec& spec) {
   const auto it = weights.by_name.find(spec.name);
-  AD_CHECK(it != weights.by_name.end(), ErrorKind::kInvalidArtifact, "[weights.json] expected the param ", spec.name,
-           " of program.json, found none; compile the model again");
+  AD_CHECK(it != weights.by_name.end(), ErrorKind::kInvalidArtifact, "[weights.json] expected the param ",
+           spec.name, " of program.json, found none; compile the model again");
   const WeightParam& p = weights.params[static_cast<size_t>(it->second)];
-  AD_CHECK(p.shape == spec.shape, ErrorKind::kInvalidArtifact, "[weights.json: ", spec.name, "] expected the shape ", shape_text(spec.shape),
-           " of program.json, found ", shape_text(p.shape));
+  AD_CHECK(p.shape == spec.shape, ErrorKind::kInvalidArtifact, "[weights.json: ", spec.name,
+           "] expected the shape ", shape_text(spec.shape), " of program.json, found ", shape_text(p.shape));
   return p;
 }
 
@@ -71,8 +81,10 @@ class Pool {
  public:
   Pool() = default;
   explicit Pool(int64_t bytes) : bytes_(std::max<int64_t>(bytes, 1)) {
-    void* p = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    AD_CHECK(p != MAP_FAILED, ErrorKind::kOutOfMemory, "[weights] expected ", bytes_, " bytes of memory for the weights, the system has not that "
+    void* p = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
+    AD_CHECK(p != MAP_FAILED, ErrorKind::kOutOfMemory, "[weights] expected ", bytes_,
+             " bytes of memory for the weights, the system has not that "
              "much; choose a smaller model or a quantized one");
     madvise(p, static_cast<size_t>(bytes_), MADV_HUGEPAGE);
     data_ = static_cast<uint8_t*>(p);
@@ -104,10 +116,13 @@ std::vector<MappedFile> open_sources(const WeightProgram& weights, const std::st
   for (const WeightSource& s : weights.sources) {
     const std::string path = s.path.front() == '/' ? s.path : artifact_dir + "/" + s.path;
     MappedFile file(path);
-    AD_CHECK(file.size() == s.size, ErrorKind::kInvalidArtifact, "[weights] expected ", path, " of ", s.size, " bytes, as it was when the model was "
-             "compiled, found ", file.size(), "; compile the model again");
+    AD_CHECK(file.size() == s.size, ErrorKind::kInvalidArtifact, "[weights] expected ", path, " of ", s.size,
+             " bytes, as it was when the model was "
+             "compiled, found ",
+             file.size(), "; compile the model again");
     const std::string found = sha256_hex(file.bytes().first(static_cast<size_t>(s.header_bytes)));
-    AD_CHECK(found == s.fingerprint, ErrorKind::kInvalidArtifact, "[weights] expected ", path, " as it was when the model was compiled, found another "
+    AD_CHECK(found == s.fingerprint, ErrorKind::kInvalidArtifact, "[weights] expected ", path,
+             " as it was when the model was compiled, found another "
              "header; compile the model again");
     file.drop(0, file.size());
     files.push_back(std::move(file));
@@ -141,20 +156,53 @@ const PackedWeight* LoadedWeights::packed(const std::string& name) const {
 
 const WeightPlan& LoadedWeights::plan() const { return impl_->plan; }
 
+namespace {
+
+std::vector<int32_t> tensors_of(const WeightExpr& e) {
+  std::vector<int32_t> tensors;
+  collect_tensors(e, tensors);
+  std::sort(tensors.begin(), tensors.end());
+  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
+  return tensors;
+}
+
+// Whether rows come from each tensor in the order in which they lie there.
+bool keeps_order(const WeightExpr& e) {
+  if (e.op == WeightExpr::Op::kPermute || e.op == WeightExpr::Op::kTake ||
+      (e.op == WeightExpr::Op::kSlice && e.step > 1))
+    return false;
+  return std::all_of(e.xs.begin(), e.xs.end(), [](const auto& x) { return keeps_order(*x); });
+}
+
+// Memory that loading a segment needs besides its result: what is made of cut rows, and mapped pages of the
+// files.
+int64_t segment_scratch(const WeightProgram& weights, const WeightSegment& s) {
+  const int64_t made = WeightEvaluator::scratch_bytes(*s.expr);
+  int64_t mapped = 0;
+  for (int32_t t : tensors_of(*s.expr)) mapped += weights.tensors[static_cast<size_t>(t)].nbytes;
+  if (made > 0) return made + mapped;
+  // Read in windows of rows, a tensor's in order or each with the pages around it.
+  const int64_t all = std::max<int64_t>(s.expr->numel(), 1),
+                row = s.expr->shape.empty() ? 1 : s.expr->shape.back();
+  const int64_t window =
+      std::min(all, kWindowBytes / format_info(s.format).block_bytes * format_info(s.format).block_len +
+                        kRowsAtOnce * row);
+  const int64_t share = static_cast<int64_t>(static_cast<double>(mapped) * static_cast<double>(window) /
+                                             static_cast<double>(all));
+  const int64_t places = keeps_order(*s.expr) ? 2 * static_cast<int64_t>(tensors_of(*s.expr).size())
+                                              : window / std::max<int64_t>(row, 1);
+  return std::min(mapped, share + places * kFaultBytes);
+}
+
+}  // namespace
+
 WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec> params, int num_threads) {
   WeightPlan plan;
   for (const ParamSpec& spec : params) {
     const WeightParam& p = find_param(weights, spec);
     ParamPlan out{p.name, 0, 0};
     int64_t scratch = 0;
-    std::vector<int32_t> tensors;
-    for (const WeightSegment& s : p.segments) {
-      scratch += WeightEvaluator::scratch_bytes(*s.expr);
-      collect_tensors(*s.expr, tensors);
-    }
-    std::sort(tensors.begin(), tensors.end());
-    tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
-    for (int32_t t : tensors) scratch += weights.tensors[static_cast<size_t>(t)].nbytes;
+    for (const WeightSegment& s : p.segments) scratch = std::max(scratch, segment_scratch(weights, s));
     if (spec.used_as_weight) {
       for (const PackedSegment& s : plan_packed(p).segments) out.packed_bytes += aligned(s.bytes);
     }
@@ -162,6 +210,8 @@ WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec>
     const int64_t row = p.shape.empty() ? 8 : 8 * p.shape.back();
     plan.scratch_bytes = std::max(plan.scratch_bytes, scratch + num_threads * kRowsAtOnce * row);
     plan.resident_bytes += out.packed_bytes + aligned(out.plain_bytes);
+    AD_CHECK(plan.resident_bytes <= kMaxResident, ErrorKind::kOutOfMemory,
+             "[weights] expected params of fewer bytes, found ", plan.resident_bytes, " with ", p.name);
     plan.params.push_back(std::move(out));
   }
   return plan;
@@ -169,12 +219,47 @@ WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec>
 
 namespace {
 
-// Calls f(first row, rows, their bytes in `format`) from several threads.
+// What a segment is read from. Pages are given back while reading, so that large weights are not in memory
+// twice.
+class SegmentReader {
+ public:
+  SegmentReader(const WeightSegment& s, const WeightProgram& weights, std::span<const MappedFile> files,
+                ThreadPool& pool)
+      : weights_(weights),
+        files_(files),
+        tensors_(tensors_of(*s.expr)),
+        rows_(*s.expr, weights, files, pool) {
+    if (WeightEvaluator::scratch_bytes(*s.expr) > 0) drop();  // read already
+  }
+  ~SegmentReader() { drop(); }
+  SegmentReader(const SegmentReader&) = delete;
+  SegmentReader& operator=(const SegmentReader&) = delete;
+
+  const WeightEvaluator& rows() const { return rows_; }
+  void drop() const {
+    for (int32_t t : tensors_) {
+      const StoredTensor& stored = weights_.tensors[static_cast<size_t>(t)];
+      files_[static_cast<size_t>(stored.source)].drop(stored.offset, stored.offset + stored.nbytes);
+    }
+  }
+
+ private:
+  const WeightProgram& weights_;
+  std::span<const MappedFile> files_;
+  std::vector<int32_t> tensors_;
+  WeightEvaluator rows_;
+};
+
+// Calls f(first row, rows, their bytes in `format`) from several threads; no call crosses a multiple of
+// part_rows.
 template <class F>
-void stream_rows(const WeightEvaluator& rows, Format format, int64_t part_rows, ThreadPool& pool, F&& f) {
-  const int64_t parts = part_rows > 0 ? rows.rows() / part_rows : 0, chunks = (part_rows + kRowsAtOnce - 1) / kRowsAtOnce;
-  const int64_t out_bytes = format_row_bytes(format, rows.row_len()), grain = 1 + (1 << 20) / (kRowsAtOnce * (out_bytes + 1));
-  pool.parallel_for(parts * chunks, grain, [&](int64_t task, int64_t end, int) {
+void stream_rows(const SegmentReader& segment, Format format, int64_t part_rows, ThreadPool& pool, F&& f) {
+  const WeightEvaluator& rows = segment.rows();
+  const int64_t parts = part_rows > 0 ? rows.rows() / part_rows : 0,
+                chunks = (part_rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  const int64_t out_bytes = format_row_bytes(format, rows.row_len()),
+                grain = 1 + (1 << 20) / (kRowsAtOnce * (out_bytes + 1));
+  const auto work = [&](int64_t task, int64_t end) {
     std::vector<uint8_t> raw(static_cast<size_t>(kRowsAtOnce * rows.row_bytes()) + 8), out;
     if (format != rows.format()) out.resize(static_cast<size_t>(kRowsAtOnce * out_bytes));
     for (; task < end; ++task) {
@@ -182,31 +267,41 @@ void stream_rows(const WeightEvaluator& rows, Format format, int64_t part_rows, 
       const int64_t n = std::min(kRowsAtOnce, (task / chunks + 1) * part_rows - first);
       const uint8_t* data = rows.read(first, n, raw.data());
       if (format != rows.format()) {
-        for (int64_t i = 0; i < n; ++i) convert_row(rows.format(), data + i * rows.row_bytes(), format, out.data() + i * out_bytes, rows.row_len());
+        for (int64_t i = 0; i < n; ++i)
+          convert_row(rows.format(), data + i * rows.row_bytes(), format, out.data() + i * out_bytes,
+                      rows.row_len());
         data = out.data();
       } else if (data != raw.data() && reinterpret_cast<uintptr_t>(data) % 4 != 0) {
-        std::memcpy(raw.data(), data, static_cast<size_t>(n * rows.row_bytes()));  // packing reads whole words
+        std::memcpy(raw.data(), data,
+                    static_cast<size_t>(n * rows.row_bytes()));  // packing reads whole words
         data = raw.data();
       }
       f(first, n, data);
     }
-  });
+  };
+  const int64_t window = 1 + kWindowBytes / (kRowsAtOnce * (rows.row_bytes() + 1));
+  for (int64_t at = 0; at < parts * chunks; at += window) {
+    const int64_t count = std::min(window, parts * chunks - at);
+    pool.parallel_for(count, grain, [&](int64_t begin, int64_t end, int) { work(at + begin, at + end); });
+    segment.drop();
+  }
 }
 
-void load_packed(const WeightParam& p, const WeightProgram& weights, std::span<const MappedFile> files, ThreadPool& pool, Pool& memory,
-                 PackedWeight& w) {
+void load_packed(const WeightParam& p, const WeightProgram& weights, std::span<const MappedFile> files,
+                 ThreadPool& pool, Pool& memory, PackedWeight& w) {
   w = plan_packed(p);
   for (size_t i = 0; i < w.segments.size(); ++i) {
     PackedSegment& s = w.segments[i];
     uint8_t* dst = memory.take(s.bytes);
     s.data = dst;
-    const WeightEvaluator rows(*p.segments[i].expr, weights, files, pool);
-    stream_rows(rows, s.format, s.group_rows, pool, [&](int64_t first, int64_t n, const uint8_t* src) { pack_rows(s, first, n, src, dst); });
+    const SegmentReader segment(p.segments[i], weights, files, pool);
+    stream_rows(segment, s.format, s.group_rows, pool,
+                [&](int64_t first, int64_t n, const uint8_t* src) { pack_rows(s, first, n, src, dst); });
   }
 }
 
-TensorView load_plain(const WeightParam& p, DType dtype, const WeightProgram& weights, std::span<const MappedFile> files, ThreadPool& pool,
-                      Pool& memory) {
+TensorView load_plain(const WeightParam& p, DType dtype, const WeightProgram& weights,
+                      std::span<const MappedFile> files, ThreadPool& pool, Pool& memory) {
   TensorView view;
   view.dtype = dtype;
   view.ndim = static_cast<int>(p.shape.size());
@@ -219,11 +314,13 @@ TensorView load_plain(const WeightParam& p, DType dtype, const WeightProgram& we
   uint8_t* dst = memory.take(stride * dtype_size(dtype));
   view.data = dst;
   for (const WeightSegment& s : p.segments) {
-    const WeightEvaluator rows(*s.expr, weights, files, pool);
+    const SegmentReader segment(s, weights, files, pool);
+    const WeightEvaluator& rows = segment.rows();
     const int64_t bytes = rows.row_len() * dtype_size(dtype);
-    stream_rows(rows, plain_format(dtype), rows.rows(), pool, [&](int64_t first, int64_t n, const uint8_t* src) {
-      std::memcpy(dst + first * bytes, src, static_cast<size_t>(n * bytes));
-    });
+    stream_rows(segment, plain_format(dtype), rows.rows(), pool,
+                [&](int64_t first, int64_t n, const uint8_t* src) {
+                  std::memcpy(dst + first * bytes, src, static_cast<size_t>(n * bytes));
+                });
     dst += rows.rows() * bytes;
   }
   return view;
@@ -231,7 +328,8 @@ TensorView load_plain(const WeightParam& p, DType dtype, const WeightProgram& we
 
 }  // namespace
 
-LoadedWeights load_weights(const WeightProgram& weights, const std::string& artifact_dir, std::span<const ParamSpec> params, ThreadPool& pool,
+LoadedWeights load_weights(const WeightProgram& weights, const std::string& artifact_dir,
+                           std::span<const ParamSpec> params, ThreadPool& pool,
                            const std::function<void(int64_t, int64_t)>& progress) {
   LoadedWeights loaded;
   LoadedWeights::Impl& impl = *loaded.impl_;
@@ -253,13 +351,6 @@ LoadedWeights load_weights(const WeightProgram& weights, const std::string& arti
       impl.packed[p.name] = std::move(w);
     }
     if (spec.used_as_plain) impl.plain[p.name] = load_plain(p, spec.dtype, weights, files, pool, impl.pool);
-    // What was repacked need not stay in memory twice.
-    std::vector<int32_t> tensors;
-    for (const WeightSegment& s : p.segments) collect_tensors(*s.expr, tensors);
-    for (int32_t t : tensors) {
-      const StoredTensor& stored = weights.tensors[static_cast<size_t>(t)];
-      files[static_cast<size_t>(stored.source)].drop(stored.offset, stored.offset + stored.nbytes);
-    }
     done += impl.plan.params[i].packed_bytes + aligned(impl.plan.params[i].plain_bytes);
     if (progress) progress(done, impl.plan.resident_bytes);
   }

@@ -29,12 +29,13 @@ struct WeightPlan {
   int64_t scratch_bytes = 0;      // most that loading needs besides, mapped pages included
 };
 
-// Checks that the weight program gives every param of the Program with the right shape, and says what loading will take.
-// `params` are those of the Program; each is packed where used_as_weight and plain where used_as_plain, or both.
-// Throws Error(kInvalidArtifact) naming the param.
+// Checks that the weight program gives every param of the Program with the right shape, and says what loading
+// will take. `params` are those of the Program; each is packed where used_as_weight and plain where
+// used_as_plain, or both. Throws Error(kInvalidArtifact) naming the param.
 WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec> params, int num_threads);
 
-// All params of a Program in memory. Views and PackedWeights stay valid as long as this object lives; it may be moved.
+// All params of a Program in memory. Views and PackedWeights stay valid as long as this object lives; it may
+// be moved.
 class LoadedWeights {
  public:
   LoadedWeights();
@@ -49,17 +50,18 @@ class LoadedWeights {
   const WeightPlan& plan() const;
 
  private:
-  friend LoadedWeights load_weights(const WeightProgram&, const std::string&, std::span<const ParamSpec>, ThreadPool&,
-                                    const std::function<void(int64_t, int64_t)>&);
+  friend LoadedWeights load_weights(const WeightProgram&, const std::string&, std::span<const ParamSpec>,
+                                    ThreadPool&, const std::function<void(int64_t, int64_t)>&);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
-// Loads all params. `progress(done, total)` counts resident bytes and is called now and then from the calling thread, at the end with
-// done == total; it may throw to give up. Peak memory is plan.resident_bytes plus at most plan.scratch_bytes.
-// Throws Error(kIo) where a source cannot be read and Error(kInvalidArtifact) where it is not the file that was compiled (size or
-// fingerprint), naming the file and what to do.
-LoadedWeights load_weights(const WeightProgram& weights, const std::string& artifact_dir, std::span<const ParamSpec> params,
-                           ThreadPool& pool, const std::function<void(int64_t, int64_t)>& progress = {});
+// Loads all params. `progress(done, total)` counts resident bytes and is called now and then from the calling
+// thread, at the end with done == total; it may throw to give up. Peak memory is plan.resident_bytes plus at
+// most plan.scratch_bytes. Throws Error(kIo) where a source cannot be read and Error(kInvalidArtifact) where
+// it is not the file that was compiled (size or fingerprint), naming the file and what to do.
+LoadedWeights load_weights(const WeightProgram& weights, const std::string& artifact_dir,
+                           std::span<const ParamSpec> params, ThreadPool& pool,
+                           const std::function<void(int64_t, int64_t)>& progress = {});
 
 }  // namespace autodeploy

@@ -13,9 +13,9 @@
 namespace autodeploy {
 namespace {
 
+using program_format::fail;
 using program_format::Fields;
 using program_format::Json;
-using program_format::fail;
 using program_format::kMaxInteger;
 using program_format::show;
 
@@ -57,7 +57,8 @@ Format to_format(const std::string& name, const std::string& where) {
 }
 
 std::vector<uint8_t> decode_base64(const std::string& text, const std::string& where) {
-  static constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  static constexpr std::string_view kAlphabet =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const auto bad = [&] { fail(where, "base64", "something else"); };
   if (text.size() % 4 != 0) bad();
   std::vector<uint8_t> out;
@@ -126,9 +127,11 @@ class Reader {
       s.size = f.integer("size", 0, kMaxInteger);
       s.header_bytes = f.integer("header_bytes", 0, s.size);
       s.fingerprint = f.text("fingerprint");
-      const bool hex = s.fingerprint.size() == 64 && s.fingerprint.find_first_not_of("0123456789abcdef") == std::string::npos;
+      const bool hex = s.fingerprint.size() == 64 &&
+                       s.fingerprint.find_first_not_of("0123456789abcdef") == std::string::npos;
       if (!hex) fail(f.where() + " .fingerprint", "a SHA-256 in lower-case hex", "\"" + s.fingerprint + "\"");
-      if (s.path.empty() || s.path.find('\0') != std::string::npos) fail(f.where() + " .path", "a path", show(list[i]["path"]));
+      if (s.path.empty() || s.path.find('\0') != std::string::npos)
+        fail(f.where() + " .path", "a path", show(list[i]["path"]));
       f.finish();
       program_.sources.push_back(std::move(s));
     }
@@ -140,14 +143,16 @@ class Reader {
       Fields f(j, where, lenient_);
       StoredTensor t;
       t.name = name;
-      t.source = static_cast<int32_t>(f.integer("source", 0, static_cast<int64_t>(program_.sources.size()) - 1));
+      t.source =
+          static_cast<int32_t>(f.integer("source", 0, static_cast<int64_t>(program_.sources.size()) - 1));
       const int64_t size = program_.sources[static_cast<size_t>(t.source)].size;
       t.offset = f.integer("offset", 0, size);
       t.nbytes = f.integer("nbytes", 0, size - t.offset);
       t.format = to_format(f.text("format"), where + " .format");
       t.shape = f.integers("shape", 0, kMaxInteger, kMaxDims);
       if (const int64_t bytes = stored_bytes(t.format, t.shape, where); bytes != t.nbytes) {
-        fail(where + " .nbytes", detail::concat(bytes, " bytes for ", format_info(t.format).name, " ", shape_text(t.shape)),
+        fail(where + " .nbytes",
+             detail::concat(bytes, " bytes for ", format_info(t.format).name, " ", shape_text(t.shape)),
              std::to_string(t.nbytes));
       }
       f.finish();
@@ -174,7 +179,8 @@ class Reader {
       g.finish();
       Shape expected = p.shape;
       if (!expected.empty()) expected[0] = s.rows;
-      if (s.expr->shape != expected) fail(here, "an expression of shape " + shape_text(expected), shape_text(s.expr->shape));
+      if (s.expr->shape != expected)
+        fail(here, "an expression of shape " + shape_text(expected), shape_text(s.expr->shape));
       if (s.expr->format != s.format) {
         fail(here + " .format", std::string(format_info(s.expr->format).name) + ", as its expression gives",
              std::string(format_info(s.format).name));
@@ -184,7 +190,8 @@ class Reader {
       p.segments.push_back(std::move(s));
     }
     if (p.segments.empty() || total != (p.shape.empty() ? 1 : p.shape[0])) {
-      fail(where + " (" + p.name + ")", "segments of " + shape_text(p.shape) + " in all", std::to_string(total) + " rows");
+      fail(where + " (" + p.name + ")", "segments of " + shape_text(p.shape) + " in all",
+           std::to_string(total) + " rows");
     }
     f.finish();
     if (!program_.by_name.emplace(p.name, static_cast<int32_t>(program_.params.size())).second) {
@@ -228,7 +235,8 @@ class Reader {
     }
     f.finish();
     checked_numel(e->shape, where);
-    if (e->shape.size() > static_cast<size_t>(kMaxDims)) fail(where, "at most 8 dimensions", shape_text(e->shape));
+    if (e->shape.size() > static_cast<size_t>(kMaxDims))
+      fail(where, "at most 8 dimensions", shape_text(e->shape));
     return e;
   }
 
@@ -245,10 +253,12 @@ class Reader {
   void read_data(Fields& f, WeightExpr& e) {
     e.op = WeightExpr::Op::kData;
     e.format = to_format(f.text("format"), f.where() + " .format");
-    if (is_quantized(e.format)) fail(f.where() + " .format", "a plain format", std::string(format_info(e.format).name));
+    if (is_quantized(e.format))
+      fail(f.where() + " .format", "a plain format", std::string(format_info(e.format).name));
     e.shape = f.integers("shape", 0, kMaxInteger, kMaxDims);
     e.data = decode_base64(string_field(f, "data"), f.where() + " .data");
-    if (const int64_t bytes = stored_bytes(e.format, e.shape, f.where()); bytes != static_cast<int64_t>(e.data.size())) {
+    if (const int64_t bytes = stored_bytes(e.format, e.shape, f.where());
+        bytes != static_cast<int64_t>(e.data.size())) {
       fail(f.where() + " .data", detail::concat(bytes, " bytes"), detail::concat(e.data.size()));
     }
   }
@@ -257,7 +267,8 @@ class Reader {
     e.op = stack ? WeightExpr::Op::kStack : WeightExpr::Op::kCat;
     const Json& xs = f.array("xs", kMaxEntries);
     if (xs.empty()) fail(f.where() + " .xs", "at least one operand", "none");
-    for (size_t i = 0; i < xs.size(); ++i) e.xs.push_back(read_expr(xs[i], detail::concat(f.where(), " .xs[", i, "]"), depth + 1));
+    for (size_t i = 0; i < xs.size(); ++i)
+      e.xs.push_back(read_expr(xs[i], detail::concat(f.where(), " .xs[", i, "]"), depth + 1));
     const WeightExpr& first = *e.xs[0];
     const int64_t rank = static_cast<int64_t>(first.shape.size());
     e.dim = static_cast<int32_t>(f.integer("dim", 0, stack ? rank : rank - 1));
@@ -271,7 +282,9 @@ class Reader {
         same[static_cast<size_t>(e.dim)] = first.shape[static_cast<size_t>(e.dim)];
       }
       if (same != first.shape || x->format != first.format) {
-        fail(f.where(), detail::concat("operands like the first, ", format_info(first.format).name, " ", shape_text(first.shape)),
+        fail(f.where(),
+             detail::concat("operands like the first, ", format_info(first.format).name, " ",
+                            shape_text(first.shape)),
              detail::concat(format_info(x->format).name, " ", shape_text(x->shape)));
       }
       if (total > kMaxInteger) fail(f.where(), "fewer rows", std::to_string(total));
@@ -288,8 +301,8 @@ class Reader {
   // Block formats move by whole rows.
   static void keep_rows(const Fields& f, const WeightExpr& e, bool cuts_rows) {
     if (cuts_rows && is_quantized(e.format)) {
-      fail(f.where(), "rows of blocks that stay whole (cast to f32 first)", "an operation along the last dimension of " +
-                                                                               std::string(format_info(e.format).name));
+      fail(f.where(), "rows of blocks that stay whole (cast to f32 first)",
+           "an operation along the last dimension of " + std::string(format_info(e.format).name));
     }
   }
 
@@ -316,7 +329,8 @@ class Reader {
     std::sort(sorted.begin(), sorted.end());
     for (size_t i = 0; i < sorted.size() || i < x.shape.size(); ++i) {
       if (i >= sorted.size() || i >= x.shape.size() || sorted[i] != static_cast<int64_t>(i)) {
-        fail(f.where() + " .dims", detail::concat("a permutation of ", x.shape.size(), " dimensions"), shape_text(e.dims));
+        fail(f.where() + " .dims", detail::concat("a permutation of ", x.shape.size(), " dimensions"),
+             shape_text(e.dims));
       }
     }
     keep_rows(f, x, !e.dims.empty() && e.dims.back() != last_dim(x));
@@ -343,8 +357,10 @@ class Reader {
     if (bytes.size() % 4 != 0) fail(index.where(), "32-bit integers", detail::concat(bytes.size(), " bytes"));
     const int64_t size = x.shape[static_cast<size_t>(e.dim)];
     for (size_t i = 0; i < bytes.size(); i += 4) {
-      const uint32_t v = bytes[i] | uint32_t{bytes[i + 1]} << 8 | uint32_t{bytes[i + 2]} << 16 | uint32_t{bytes[i + 3]} << 24;
-      if (v >= static_cast<uint64_t>(size)) fail(index.where(), detail::concat("indices below ", size), std::to_string(v));
+      const uint32_t v = bytes[i] | uint32_t{bytes[i + 1]} << 8 | uint32_t{bytes[i + 2]} << 16 |
+                         uint32_t{bytes[i + 3]} << 24;
+      if (v >= static_cast<uint64_t>(size))
+        fail(index.where(), detail::concat("indices below ", size), std::to_string(v));
       e.index.push_back(static_cast<int32_t>(v));
     }
     e.shape = x.shape;
@@ -352,7 +368,8 @@ class Reader {
   }
 
   template <size_t N>
-  static WeightExpr::Fn function(Fields& f, const std::array<std::pair<const char*, WeightExpr::Fn>, N>& table) {
+  static WeightExpr::Fn function(Fields& f,
+                                 const std::array<std::pair<const char*, WeightExpr::Fn>, N>& table) {
     const std::string name = f.text("f");
     for (const auto& [known, fn] : table) {
       if (name == known) return fn;
@@ -409,7 +426,8 @@ class Reader {
     e.shape.assign(std::max(a.size(), b.size()), 1);
     for (size_t i = 0; i < e.shape.size(); ++i) {
       const int64_t da = i < a.size() ? a[a.size() - 1 - i] : 1, db = i < b.size() ? b[b.size() - 1 - i] : 1;
-      if (da != db && da != 1 && db != 1) fail(f.where(), "shapes that broadcast", shape_text(a) + " and " + shape_text(b));
+      if (da != db && da != 1 && db != 1)
+        fail(f.where(), "shapes that broadcast", shape_text(a) + " and " + shape_text(b));
       e.shape[e.shape.size() - 1 - i] = da == 1 ? db : da;
     }
   }
@@ -417,7 +435,8 @@ class Reader {
   void read_cast(Fields& f, WeightExpr& e) {
     e.op = WeightExpr::Op::kCast;
     e.format = to_format(f.text("format"), f.where() + " .format");
-    if (is_quantized(e.format)) fail(f.where() + " .format", "a plain format", std::string(format_info(e.format).name));
+    if (is_quantized(e.format))
+      fail(f.where() + " .format", "a plain format", std::string(format_info(e.format).name));
     e.shape = e.xs[0]->shape;
   }
 
@@ -438,7 +457,8 @@ WeightProgram read_weight_program(std::string_view json) {
 WeightProgram load_weight_program(const std::string& artifact_dir) {
   const std::string path = artifact_dir + "/weights.json";
   std::ifstream in(path, std::ios::binary);
-  AD_CHECK(in.good(), ErrorKind::kIo, "[weights.json] expected a readable file at ", path, ", found none; is this an artifact?");
+  AD_CHECK(in.good(), ErrorKind::kIo, "[weights.json] expected a readable file at ", path,
+           ", found none; is this an artifact?");
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   AD_CHECK(!in.bad(), ErrorKind::kIo, "[weights.json] ", path, " could not be read");
   return read_weight_program(text);

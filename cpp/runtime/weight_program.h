@@ -28,13 +28,40 @@ struct StoredTensor {
   std::vector<int64_t> shape;
 };
 
-// An expression over stored tensors. `shape` and `format` of every node are inferred and consistent; block formats appear only
-// where each row (last dimension) stays whole.
+// An expression over stored tensors. `shape` and `format` of every node are inferred and consistent; block
+// formats appear only where each row (last dimension) stays whole.
 struct WeightExpr {
-  enum class Op : uint8_t { kTensor, kSlice, kCat, kStack, kPermute, kReshape, kTake, kUnary, kBinary, kCast, kData };
+  enum class Op : uint8_t {
+    kTensor,
+    kSlice,
+    kCat,
+    kStack,
+    kPermute,
+    kReshape,
+    kTake,
+    kUnary,
+    kBinary,
+    kCast,
+    kData
+  };
   enum class Fn : uint8_t {
-    kNone, kNeg, kExp, kLog, kLog1p, kExpm1, kSqrt, kReciprocal, kAbs, kSquare,  // unary
-    kAdd, kSub, kRsub, kMul, kDiv, kRdiv, kPow,                                  // binary
+    kNone,
+    kNeg,
+    kExp,
+    kLog,
+    kLog1p,
+    kExpm1,
+    kSqrt,
+    kReciprocal,
+    kAbs,
+    kSquare,  // unary
+    kAdd,
+    kSub,
+    kRsub,
+    kMul,
+    kDiv,
+    kRdiv,
+    kPow,  // binary
   };
   Op op = Op::kTensor;
   Fn fn = Fn::kNone;
@@ -77,8 +104,8 @@ struct WeightProgram {
   std::unordered_map<std::string, int32_t> by_name;  // param name -> index
 };
 
-// Parses and checks weights.json. Throws Error(kInvalidArtifact) "[weights.json: params[3]] expected ..., found ..." on anything
-// malformed; no file but the text itself is touched.
+// Parses and checks weights.json. Throws Error(kInvalidArtifact) "[weights.json: params[3]] expected ...,
+// found ..." on anything malformed; no file but the text itself is touched.
 WeightProgram read_weight_program(std::string_view json);
 
 // Reads `<dir>/weights.json`.
