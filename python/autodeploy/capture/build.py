@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode
 
 from .errors import CaptureError
 from .hook_state import IMPLEMENTATION
@@ -68,6 +70,21 @@ def build(config: PretrainedConfig, options: BuildOptions, dtype: torch.dtype) -
     return model
 
 
+class _LargeOnMeta(TorchFunctionMode):
+    """Large uninitialised tensors are made on meta at once: they are parameters, and need no memory of their own.
+
+    (accelerate moves a parameter to meta when it is registered, after it was allocated.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+            if all(isinstance(n, int) for n in sizes) and math.prod(sizes) > 1 << 24:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def _is_about_implementation(error: Exception) -> bool:
     return IMPLEMENTATION in str(error) or "attn_implementation" in str(error)
 
@@ -81,7 +98,7 @@ def _instantiate(
     config = copy.deepcopy(config)
     config.use_cache = False
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _LargeOnMeta():
         if options.model_class is not None:
             model = options.model_class._from_config(config, **arguments)
         else:

@@ -62,6 +62,8 @@ def _is_constant(spec: torch.export.graph_signature.InputSpec) -> bool:
 
 def _info(name: str, narrow: torch.Tensor, wide: torch.Tensor) -> ConstantInfo:
     name, value = name.removeprefix(ROOT), wide.detach().clone()
+    if wide.is_meta:
+        raise CaptureError(f"[capture] expected constant {name} to have a value, found none")
     if narrow.shape != wide.shape:
         raise CaptureError(f"[capture] expected constant {name} of shape {narrow.shape}, found {wide.shape} in float32")
     if narrow.dtype in (torch.bfloat16, torch.float16):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
+import logging
+import os
+import re
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +21,12 @@ from .hook_state import HookState, capturing
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# The example's number of tokens: prime, so that no size of a model equals it or divides it, and above the windows and
-# top-k sizes of common configurations, so that Python code which compares with them takes the branch of long sequences.
-# Which branch it took does not go unnoticed: `guards` proves each comparison for every T, or capture is refused.
-EXAMPLE_TOKENS = 61
+# Numbers of tokens of the example, tried in order. T is symbolic in the graph, whatever the example is; it only decides
+# which way Python code takes that compares T with a number, and `guards` proves that way for every T or refuses the
+# model. The first is small, so that code which loops over tokens fails soon; the second is above the windows and top-k
+# sizes of common configurations, for code that fails when T is below them. Both are prime: no size of a model equals
+# them or divides them by chance.
+EXAMPLE_TOKENS = (61, 10007)
 
 
 class Prefill(torch.nn.Module):
@@ -47,31 +55,39 @@ class Prefill(torch.nn.Module):
         return self.model(input_ids=token_ids[None], **arguments).logits.squeeze(0)
 
 
-def export_prefill(model: PreTrainedModel, tokens: int = EXAMPLE_TOKENS) -> tuple[ExportedProgram, HookState]:
+def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
     """The exported program with a symbolic number of tokens, and what the hooks noted.
 
     Raises:
         CaptureError: the model's Python code cannot be followed for a symbolic T.
     """
-    example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
-    length = torch.export.Dim("T", min=2)
-    with capturing() as hooks, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    failures: list[Exception] = []
+    for tokens in EXAMPLE_TOKENS:
         try:
-            program = torch.export.export(
-                Prefill(model, hooks),
-                (example,),
-                dynamic_shapes={"step": {1: length}},
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
+            return _export(model, tokens)
         except CaptureError:
             raise
         except Exception as e:
             cause = _first_capture_error(e)
             if cause is not None:
                 raise cause from e
-            raise CaptureError(f"[capture] expected a model that torch.export can follow, found: {_summary(e)}") from e
+            failures.append(e)
+            if _is_final(e):
+                break
+    raise CaptureError(f"[capture] {_explain(failures[-1])}") from failures[-1]
+
+
+def _export(model: PreTrainedModel, tokens: int) -> tuple[ExportedProgram, HookState]:
+    example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
+    length = torch.export.Dim("T", min=2)
+    with capturing() as hooks, torch.no_grad(), _quiet():
+        program = torch.export.export(
+            Prefill(model, hooks),
+            (example,),
+            dynamic_shapes={"step": {1: length}},
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
     return program, hooks
 
 
@@ -84,14 +100,55 @@ def _first_capture_error(error: BaseException) -> CaptureError | None:
     return None
 
 
-def _summary(error: Exception) -> str:
-    """The error's first lines, and the line of the model where it came up."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:4] if line.strip())
-    where = ""
-    trace = error.__traceback__
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export logs and prints whole graphs when it fails; what matters of them is in our error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+_BOUNDS = re.compile(r"generated guard (\d+) <= .*? <= (\d+|IntInfinity)")
+_FIXED = re.compile(r"specialized value of (\d+)")
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the failure says that no other number of tokens would do."""
+    text = str(error)
+    return bool(_BOUNDS.search(text) or _FIXED.search(text)) or "data-dependent" in text
+
+
+def _explain(error: Exception) -> str:
+    """What was expected and found when torch.export failed, with the model's line where it is known."""
+    text, where = str(error), _model_line(error)
+    name = type(error).__name__
+    bounds = _BOUNDS.search(text)
+    if _FIXED.search(text) or (bounds and bounds[1] == bounds[2]):
+        return (
+            f"expected code that works on all tokens at once, found code unrolled over them{where}: a recurrence "
+            "needs a canonical op, and is recognised by a replaceable kernel's name"
+        )
+    if bounds:
+        low, high = bounds[1], "" if bounds[2] == "IntInfinity" else f" <= {bounds[2]}"
+        return f"expected code that does the same for every number of tokens T, found a way for {low} <= T{high}{where}"
+    if "DataDependent" in name or "data-dependent" in text:
+        return f"expected code that does the same for all values, found a branch or loop on values of tensors{where}"
+    lines = [line.strip() for line in text.strip().splitlines()[:4] if line.strip()]
+    return f"expected a model that torch.export can follow, found {name}{where}: {' '.join(lines)[:600]}"
+
+
+def _model_line(error: Exception) -> str:
+    """ " at file.py:123 Class.forward", the innermost frame of a modelling file."""
+    where, trace = "", error.__traceback__
     while trace is not None:
-        path = trace.tb_frame.f_code.co_filename
-        if "modeling_" in path:
-            where = f" (at {path.rsplit('/', 1)[-1]}:{trace.tb_lineno} {trace.tb_frame.f_code.co_qualname})"
+        code = trace.tb_frame.f_code
+        file = os.path.basename(code.co_filename)
+        if file.startswith("modeling_"):
+            where = f" at {file}:{trace.tb_lineno} {code.co_qualname}"
         trace = trace.tb_next
-    return f"{type(error).__name__}: {text[:600]}{where}"
+    return where
