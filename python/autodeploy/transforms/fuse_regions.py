@@ -50,7 +50,7 @@ def is_pointwise(node: Node) -> bool:
     """Whether a call can be part of a region."""
     if n.op_name(node) not in POINTWISE or not n.is_tensor(node) or not _known_dtypes(node):
         return False
-    if n.size_inputs(node) or "decimals" in node.kwargs or not n.shape_of(node):
+    if n.size_inputs(node) or "decimals" in node.kwargs:
         return False
     return not (n.is_op(node, "aten.where") and len(node.args) == 1)
 
@@ -89,7 +89,7 @@ class _Partition:
         self.group: dict[Node, _Group] = {}
         self.order: list[_Group] = []
         for node in nodes:
-            if node.op == "call_function" and n.has_tokens(node) and is_pointwise(node):
+            if node.op == "call_function" and is_pointwise(node):
                 self._add(node)
 
     def groups(self) -> list[list[Node]]:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from ..ir import ModelIR
+from ..ir import ConstantInfo, ModelIR
 from . import nodes as n
 from .base import Transform, refuse
 from .nodes import aten
+from .placeholders import add_placeholder, fresh_name
 from .rewrite import Rewriter, erase_dead, replace
 from .token_axis import permutation, reduced_dims
 
@@ -298,8 +299,31 @@ def _slice_scatter(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
         return a["src"] if a["step"] == 1 and n.same_shape(x, a["src"]) else None
     start, stop, stride = slice(a["start"], a["end"], a["step"]).indices(size)
     if stride != 1:
-        return None
+        return _overwrite_every(r, node, a, dim, (start, stop, stride))
     return _overwrite(r, node, x, a["src"], dim, start, max(start, stop))
+
+
+def _overwrite_every(
+    r: Rewriter, node: Node, a: dict[str, Any], dim: int, where: tuple[int, int, int]
+) -> Node | None:
+    """x[..., start:stop:stride] = part: a write into a column of x with `dim` split into [size / stride, stride] where
+    that is what it is, else a selection from x and part joined."""
+    x, part, (start, stop, stride) = a["self"], a["src"], where
+    size = int(n.shape_of(x)[dim])
+    if size % stride or start >= stride or len(range(start, stop, stride)) != size // stride:
+        order = list(range(size))
+        order[start:stop:stride] = range(size, size + len(range(start, stop, stride)))
+        both = r.call(aten.cat.default, [x, part], dim, like=node, before=node)
+        return r.call(aten.index_select.default, both, dim, _indices(r, node, order), like=node, before=node)
+    shape = list(n.shape_of(x))
+    split = sizes([*shape[:dim], size // stride, stride, *shape[dim + 1 :]])
+    if n.is_op(x, "aten.reshape") and sizes(n.shape_of(x.args[0])) == split:
+        columns = x.args[0]
+    else:
+        columns = r.call(aten.reshape.default, x, split, like=node, before=node)
+    column = r.call(aten.unsqueeze.default, part, dim + 1, like=node, before=node)
+    joined = _overwrite(r, node, columns, column, dim + 1, start, start + 1)
+    return r.call(aten.reshape.default, joined, sizes(shape), like=node, before=node)
 
 
 @_form("aten.select_scatter")
@@ -353,6 +377,15 @@ def _pieces(r: Rewriter, node: Node, x: Node, dim: int, low: int, high: int) -> 
             out.append(part if whole else r.call(aten.slice.Tensor, part, dim, first, last, 1, like=node, before=node))
         at += size
     return out
+
+
+def _indices(r: Rewriter, node: Node, values: list[int]) -> Node:
+    key, name = fresh_name(r.ir, f"{node.name}.index")
+    value = torch.tensor(values)
+    r.ir.constants[key] = ConstantInfo(name, "i64", value)
+    with r.ir.fake_mode:
+        fake = torch.empty(len(values), dtype=torch.int64)
+    return add_placeholder(r.ir, key, fake, n.source(node))
 
 
 # --- 6 constants

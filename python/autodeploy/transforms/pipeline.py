@@ -10,6 +10,7 @@ from .clean_up import CleanUp
 from .common_subexpressions import CommonSubexpressions
 from .declare_states import DeclareStates
 from .explain import Explain
+from .flatten_cats import FlattenCats
 from .fold_constants import FoldConstants
 from .fuse_linears import FuseLinears
 from .fuse_regions import FuseRegions
@@ -21,6 +22,7 @@ from .raise_activations import RaiseActivations
 from .raise_linear import RaiseLinear
 from .raise_norms import RaiseNorms
 from .raise_rope import RaiseRope
+from .real_arithmetic import RealArithmetic
 from .select_rows import SelectRows
 from .tie_weights import TieWeights
 from .token_axis import ProveTokenAxis
@@ -33,6 +35,7 @@ def phases() -> list[Phase]:
         Phase("canonicalize", CANONICAL, [
             CleanUp(),
             NormalForms(),
+            RealArithmetic(),
             CleanUp(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
@@ -51,6 +54,7 @@ def phases() -> list[Phase]:
             FuseLinears(),
             FuseRopes(),
             FuseResidualNorm(),
+            FlattenCats(),
             CleanUp(),
         ]),
         Phase("states", CANONICAL, [

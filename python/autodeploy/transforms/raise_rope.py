@@ -23,7 +23,9 @@ class RaiseRope(Transform):
     2. The same with turn(x) = (-x1, x0, -x3, x2, ...): pairs are (2i, 2i + 1), `interleaved`.
     3. cat([a * cos - b * sin, b * cos + a * sin]) of the halves a, b of x; interleaved: of even and odd channels,
        stacked in the last dim.
-    4. In 1 and 2, cos and sin have full width; they must be shown to repeat (`Halves`), and are rebuilt at half width.
+       Read from even and odd channels but written as halves, it is interleaved, and its result sorted into halves.
+    4. Cos and sin of full width, or the first half of that, must be shown to repeat (`Halves`), and are rebuilt at half
+       width.
     5. cos and sin must be the same for all heads: one row per token.
     6. cat([rope(x[..., :R]), x[..., R:]]) is `rope(x)`: the op lets channels after the rotated ones pass.
     7. A rotation computed in float32 of a narrower x and converted back is that of x: the op computes in float32.
@@ -45,7 +47,7 @@ class RaiseRope(Transform):
                 turn = _by_halves(node)
             elif n.is_op(node, "aten.reshape"):
                 turn = _by_pairs(node)
-            if turn is not None and turn.emit(rewriter):
+            if turn is not None and turn.emit(rewriter, halves):
                 changed = True
         for node in n.calls(ir.graph, "aten.cat"):
             if _let_rest_pass(rewriter, node):
@@ -62,12 +64,13 @@ class _Turn:
     cos: Node
     sin: Node
     interleaved: bool
+    sorted: bool = False  # interleaved, but the result has all first channels of pairs before all second ones
 
-    def emit(self, r: Rewriter) -> bool:
+    def emit(self, r: Rewriter, halves: Halves) -> bool:
         node = self.node
         if not n.has_tokens(self.x) or not n.is_symbolic(n.shape_of(self.x)[0]) or n.rank(self.x) < 2:
             return False
-        cos, sin = (_per_token(r, t, self.x, node) for t in (self.cos, self.sin))
+        cos, sin = (_per_token(r, _whole_half(t, halves), self.x, node) for t in (self.cos, self.sin))
         if cos is None or sin is None:
             return False
         last, x = node, narrow_source(self.x)
@@ -85,10 +88,28 @@ class _Turn:
             x = r.call(aten.reshape.default, x, [-1, heads, int(shape[-1])], like=node, before=node)
         out = r.call(canonical.rope.default, x, cos, sin, self.interleaved, like=node, before=node)
         out.meta.setdefault("via", "pattern")
+        if self.sorted:
+            width = int(n.shape_of(out)[2])
+            parts = [r.call(aten.slice.Tensor, out, 2, i, width, 2, like=node, before=node) for i in (0, 1)]
+            out = r.call(aten.cat.default, parts, 2, like=node, before=node)
         if not n.same_shape(out, last):
             out = r.call(aten.reshape.default, out, sizes(n.shape_of(last)), like=node, before=node)
         replace(last, out)
         return True
+
+
+def _whole_half(table: Node, halves: Halves) -> Node:
+    """A table that is the first half of one that repeats: that one's half, which need not be cut."""
+    inner = table.args[0] if n.is_op(table, "aten.unsqueeze") and table.args[1] < n.rank(table) - 1 else table
+    part = _part(inner) if n.is_op(inner, "aten.slice") else None
+    if part is None or part[1:] != (0, n.last_size(inner), 1) or n.last_size(part[0]) != 2 * n.last_size(inner):
+        return table
+    half = halves.half(part[0], False)
+    if half is None:
+        return table
+    if inner is table:
+        return half
+    return halves.rewriter.call(aten.unsqueeze.default, half, table.args[1], like=table, before=table)
 
 
 def _per_token(r: Rewriter, table: Node, x: Node, like: Node) -> Node | None:
@@ -224,7 +245,12 @@ def _by_halves(node: Node) -> _Turn | None:
     """Rule 3, halves."""
     if len(node.args[0]) != 2 or node.args[1] != n.rank(node) - 1:
         return None
-    return _rotation(node, *node.args[0], interleaved=False)
+    found = _rotation(node, *node.args[0], interleaved=False)
+    if found is None:
+        found = _rotation(node, *node.args[0], interleaved=True)
+        if found is not None:
+            found.sorted = True
+    return found
 
 
 def _by_pairs(node: Node) -> _Turn | None:

@@ -31,7 +31,7 @@ class TokenMajor(Transform):
     2. permute, unsqueeze, squeeze and expand turn into the change between two layouts: mostly nothing.
     3. A reshape regroups the dims before and after T separately.
     4. Reductions, softmax, topk, sort, cumsum, gather, scatter, slices, selects and cat run on the moved dim.
-    5. Ops over the last dims (linear, norms, embedding, batched products) run as they are while these stay last.
+    5. Ops over the last dims (linear, norms, look-ups, batched products) run as they are while these stay last.
     6. Any other op runs on its operands in their captured layout; its results are then laid out.
     7. The outputs are laid out: [1, T, V] becomes [T, V].
     """
@@ -434,6 +434,17 @@ def _embedding(b: _Builder, node: Node, a: dict[str, Any]) -> _Value:
     order = _order(b.axes[a["indices"]], n.shape_of(a["indices"]))
     new = b.emit(aten.embedding.default, b.captured(a["weight"], node), ids, like=node)
     return b.result(node, new, (*order, n.rank(node) - 1))
+
+
+@_rule("aten.index")
+def _index(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
+    table, indices = a["self"], list(a["indices"])
+    if n.has_tokens(table) or indices[0] is None or any(x is not None for x in indices[1:]):
+        return None
+    order = _order(b.axes[indices[0]], n.shape_of(indices[0]))
+    new = b.emit(node.target, b.captured(table, node), [b.laid_out(indices[0])], like=node)
+    lead = n.rank(indices[0])
+    return b.result(node, new, (*order, *range(lead, n.rank(node))))
 
 
 @_rule("aten.full")

@@ -73,6 +73,19 @@ def test_writing_into_slices_is_a_cat():
     assert not {"aten.slice_scatter", "aten.select_scatter", "aten.new_empty", "aten.empty"} & set(ops(ir))
 
 
+@pytest.mark.parametrize("where", [slice(1, None, 2), slice(1, 6, 3), slice(2, None, 4)])
+def test_writing_into_every_nth(where):
+    def function(x, pos, p):
+        out = x.clone()
+        out[..., where] = -x[..., where] * 2
+        return out
+
+    ir = capture_function(function)
+    CleanUp().run(ir)
+    check(ir, NormalForms(), CleanUp())
+    assert "aten.slice_scatter" not in ops(ir)
+
+
 def test_writing_op_is_refused():
     ir = capture_function(lambda x, pos, p: x + 1)
     add = next(n for n in ir.graph.nodes if n.name.startswith("add"))
