@@ -12,6 +12,7 @@
 namespace autodeploy {
 
 constexpr int64_t kChunkCols = 128;
+constexpr int64_t kMaxBlockTokens = 512;
 
 // Weight rows of a call: whole groups (packed_layout.h), `rows` of them wanted; a row's bias, if any, at the row's index.
 struct F32Rows {
@@ -24,7 +25,7 @@ struct F32Rows {
 struct F32Kernels {
   int tile_groups;       // groups that one call of multiply takes at most
   int64_t scratch_bytes;
-  // y[t][r] for r < rows.rows <= 16 * tile_groups and any number of tokens; x[t] are rows of cols floats.
+  // y[t][r] for r < rows.rows <= 16 * tile_groups and t < tokens <= kMaxBlockTokens; x[t] are rows of cols floats.
   void (*multiply)(const F32Rows& rows, const uint8_t* groups, const float* const* x, float* const* y, int64_t tokens, float* scratch);
 };
 

@@ -21,7 +21,7 @@ struct TokenBlock {
 
 class Multiplier {
  public:
-  static constexpr int64_t kMaxTokens = 512;  // of a TokenBlock
+  static constexpr int64_t kMaxTokens = kMaxBlockTokens;  // of a TokenBlock
 
   Multiplier(Isa isa, bool exact) : int8_(int8_kernels(isa)), f32_(f32_kernels(isa)), exact_(exact) {}
 
