@@ -46,10 +46,10 @@ class RuntimeBackend:
     def __init__(
         self, artifact: Path, limits: dict[str, int], num_threads: int = 1, exact: bool = True
     ) -> None:
-        from autodeploy import _native
+        from autodeploy._load_native import load_native
 
         self.name = f"runtime, {num_threads} thread{'s' if num_threads > 1 else ''}{'' if exact else ', int8'}"
-        self.runner = _native.Runner(str(artifact), num_threads=num_threads, exact=exact, **limits)
+        self.runner = load_native().Runner(str(artifact), num_threads=num_threads, exact=exact, **limits)
 
     def step(self, planned: PlannedStep) -> Logits:
         return self._run(planned, [])["logits"]
@@ -60,7 +60,8 @@ class RuntimeBackend:
 
     def kernel(self, instruction: int) -> str:
         """Name of the kernel that serves an instruction, "" where its parts are run."""
-        return self.runner.kernels().get(instruction, "")
+        chosen = self.runner.plan()["instructions"]
+        return next((c["kernel"] for c in chosen if c["instruction"] == instruction and not c.get("part")), "")
 
     def _run(self, planned: PlannedStep, taps: list[int]) -> dict:
         batch = planned.batch
@@ -69,7 +70,7 @@ class RuntimeBackend:
             positions=np.array(planned.positions, np.int64),
             query_start=np.array(batch.query_start, np.int32),
             kv_len=np.array(batch.kv_len, np.int32),
-            slot=np.array(batch.slots, np.int32),
+            slot=np.array(batch.slots, np.int32) - 1,  # it numbers slots from 0
             has_state=np.array(batch.has_state, np.uint8),
             rows=np.array(batch.rows, np.int32),
             taps=taps,
