@@ -7,6 +7,7 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <random>
 #include <string>
 
 #include "core/error.h"
@@ -306,6 +307,35 @@ TEST(WeightLoader, TransposedAndWrappedTensorsForAnyThreadCount) {
   }
   EXPECT_EQ(packed[0], packed[1]);
   EXPECT_EQ(packed[0], packed[2]);
+}
+
+// Numbers and names of the text changed at random: what is still read can be loaded, or is refused with an
+// Error.
+TEST(WeightLoader, DamagedProgramsLoadOrComplain) {
+  const std::string whole = testing::read_file(golden_dir() + "/weights.json");
+  std::mt19937 random(11);
+  ThreadPool pool(1);
+  int loaded = 0;
+  for (int round = 0; round < 4000; ++round) {
+    std::string text = whole;
+    for (int i = 0; i < 1 + round % 3; ++i) {
+      char& c = text[random() % text.size()];
+      if (c >= '0' && c <= '9') c = static_cast<char>('0' + random() % 10);
+    }
+    try {
+      const WeightProgram weights = read_weight_program(text);
+      std::vector<ParamSpec> params;
+      for (const WeightParam& p : weights.params) {
+        params.push_back(
+            {p.name, p.shape, random() % 4 ? DType::kF32 : DType::kI64, p.shape.size() == 2, true});
+      }
+      if (plan_weights(weights, params, 1).resident_bytes > (64 << 20)) continue;
+      load_weights(weights, golden_dir(), params, pool);
+      ++loaded;
+    } catch (const Error&) {
+    }
+  }
+  EXPECT_GT(loaded, 100) << "the damage was too great to test anything";
 }
 
 TEST(WeightLoader, NothingToLoad) {
