@@ -135,8 +135,8 @@ class _Functionalizer:
             case "unbind":
                 dim = view.args[1] if len(view.args) > 1 else view.kwargs.get("dim", 0)
                 return self.call(aten.select_scatter.default, (before, value, dim, item), {}, write, whole)
-            case "transpose":
-                return self.call(aten.transpose.int, (value, *args), {}, write, whole)
+            case "transpose" | "t" | "numpy_T" | "mT":  # each is its own inverse
+                return self.call(view.target, (value, *args), {}, write, whole)
             case "permute":
                 order = list(view.args[1])
                 inverse = sorted(range(len(order)), key=lambda d: order[d] % len(order))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops_batches import lengths_and_steps, run_in_steps
 
@@ -34,6 +34,7 @@ def check_steps(op, sequences, fixed, attrs, steps):
         torch.testing.assert_close(found[slot], expected[slot], **TOLERANCE)
 
 
+@settings(max_examples=40)
 @given(
     lengths_and_steps(),
     st.sampled_from([(4, 2, 8, 8), (3, 3, 4, 6), (4, 1, 6, 3)]),
@@ -49,6 +50,7 @@ def test_attention_in_any_steps(plan, heads, options, has_sinks):
     check_steps(OPS["attention"], sequences_of(lengths, shapes), fixed, attrs, steps)
 
 
+@settings(max_examples=40)
 @given(lengths_and_steps(), st.integers(1, 6), st.booleans(), st.sampled_from(["", "silu"]))
 def test_causal_conv1d_in_any_steps(plan, width, has_bias, activation):
     lengths, steps = plan
@@ -57,6 +59,7 @@ def test_causal_conv1d_in_any_steps(plan, width, has_bias, activation):
     check_steps(OPS["causal_conv1d"], sequences, fixed, {"activation": activation}, steps)
 
 
+@settings(max_examples=40)
 @given(lengths_and_steps(), st.sampled_from([1, 2, 4]), st.booleans())
 def test_ssd_in_any_steps(plan, groups, softplus):
     lengths, steps = plan
