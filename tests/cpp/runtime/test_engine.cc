@@ -190,13 +190,16 @@ TEST(Engine, AFailedStepIsReportedAndTheEngineGoesOn) {
 
 TEST(Engine, AFatalFailureStopsItWithOneClearError) {
   auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
-  backend->fake().on_launch = [](const Step&, FakeRunner& runner) {
+  Gate gate;
+  backend->fake().on_launch = [&](const Step&, FakeRunner& runner) {
+    gate.pass();
     if (runner.num_steps < 3) return;
     runner.failure = "[device] fell off";
     runner.fatal = true;
   };
   Engine engine(std::move(backend));
   for (int i = 0; i < 6; ++i) engine.add_request(prompt_of(3, i), params_of(50));
+  gate.open();
   Collected got;
   got.wait(engine, 6);
   for (const auto& [id, output] : got.last) EXPECT_EQ(output.error, "[device] fell off");
