@@ -16,7 +16,11 @@ std::string dim_text(const Dim& d) {
   };
   term(d.t, "T");
   term(d.r, "R");
-  if (d.constant != 0 || text.empty()) text += (text.empty() ? "" : "+") + std::to_string(d.constant);
+  // Appended piece by piece: GCC 12 warns wrongly about `literal + string` under -O3.
+  if (d.constant != 0 || text.empty()) {
+    if (!text.empty()) text += '+';
+    text += std::to_string(d.constant);
+  }
   return text;
 }
 
@@ -24,7 +28,10 @@ std::string dim_text(const Dim& d) {
 
 std::string shape_text(const std::vector<Dim>& shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + dim_text(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i) text += ", ";
+    text += dim_text(shape[i]);
+  }
   return text + "]";
 }
 
