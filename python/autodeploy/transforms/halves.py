@@ -46,7 +46,7 @@ class Halves:
 
     def _shaped(self, half: Node, like: Node) -> Node:
         shape = [*n.shape_of(like)[:-1], n.last_size(like) // 2]
-        if n.rank(half) == len(shape):
+        if n.rank(half) == len(shape) and all(map(n.same_size, n.shape_of(half), shape)):
             return half
         return self.rewriter.call(aten.reshape.default, half, sizes(shape), like=like, before=like)
 
@@ -84,11 +84,27 @@ class Halves:
 
 
 def _twice_in_a_row(node: Node) -> Node | None:
-    """a when node is cat([a, a], -1)."""
+    """a when node is cat([a, a], -1), or a repeated twice along the last dim."""
+    if n.is_op(node, "aten.reshape") and n.is_op(node.args[0], "aten.expand"):
+        return _expanded_twice(node)
     if not n.is_op(node, "aten.cat") or node.args[1] != n.rank(node) - 1:
         return None
     parts = node.args[0]
     return parts[0] if len(parts) == 2 and parts[0] is parts[1] else None
+
+
+def _expanded_twice(node: Node) -> Node | None:
+    """a when node is a reshape of [.., 2, R/2] to [.., R], with the dim of 2 expanded from 1."""
+    wide = node.args[0]
+    single = wide.args[0]
+    if n.rank(wide) < 2 or n.rank(single) != n.rank(wide) or 2 * (n.last_size(wide) or 0) != n.last_size(node):
+        return None
+    shape, before = n.shape_of(wide), n.shape_of(single)
+    if shape[-2] != 2 or before[-2] != 1 or before[-1] != shape[-1]:
+        return None
+    if not all(map(n.same_size, shape[:-2], before[:-2])):
+        return None
+    return single
 
 
 def _twice_each(node: Node) -> Node | None:

@@ -15,6 +15,7 @@ from . import nodes as n
 from .base import Transform, refuse
 from .nodes import aten
 from .placeholders import add_placeholder, fresh_name
+from .pointwise import POINTWISE
 from .rewrite import Rewriter, erase_dead, replace
 from .token_axis import permutation, reduced_dims
 
@@ -41,11 +42,13 @@ class NormalForms(Transform):
     4. stack is unsqueeze and `cat`; a constant pad is a `cat` with constants, or a slice.
     5. Writing into slices of a tensor (slice_scatter, select_scatter) is a `cat` of what is left and what was written;
        writing all of it is what was written.
-    6. zeros, ones, full and their like are `full`; scatter of a number is scatter of a full tensor.
-    7. softmax with a dtype converts first; max and min of two tensors are maximum and minimum; max and min over a dim
+    6. Indexing with one list of numbers in one dim is a slice or an `index_select`; a gather of whole rows by one index
+       per token is an `index_select`.
+    7. zeros, ones, full and their like are `full`; scatter of a number is scatter of a full tensor.
+    8. softmax with a dtype converts first; max and min of two tensors are maximum and minimum; max and min over a dim
        are amax and argmax; var, std, norm and logsumexp are written out; argsort is the second result of a sort.
-    8. A product whose inner dim is 1 (frequencies times positions) is a broadcast `mul`.
-    9. A call that writes into its operand is refused: capture makes none.
+    9. A product whose inner dim is 1 (frequencies times positions) is a broadcast `mul`.
+    10. A call that writes into its operand is refused: capture makes none.
     """
 
     name = "normal_forms"
@@ -146,14 +149,24 @@ def _expand_sizes(x: Node, shape: Any) -> list[int] | None:
 def _expand(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     x = node.args[0]
     plain = _expand_sizes(x, n.shape_of(node))
-    return None if plain is None else _as(r, node, aten.expand.default, x, plain)
+    if plain is not None:
+        return _as(r, node, aten.expand.default, x, plain)
+    for user in list(node.users):  # expanded over tokens: arithmetic does that by itself
+        others = [y for y in user.all_input_nodes if y is not node and n.is_tensor(y)]
+        if n.op_name(user) in POINTWISE and any(n.same_shape(y, node) for y in others):
+            user.replace_input_with(node, x)
+    return None
 
 
 def _interleave(r: Rewriter, node: Node, x: Node, outer: list[int], inner: list[int]) -> Node:
     """Each dim d of x becomes outer[d] * size * inner[d]."""
     shape = list(n.shape_of(x))
+    factors = [o * i for o, i in zip(outer, inner, strict=True)]
+    if all(f == 1 or n.same_size(s, 1) for f, s in zip(factors, shape, strict=True)):
+        grown = [-1 if f == 1 else f for f in factors]
+        return r.call(aten.expand.default, x, grown, like=node, before=node)
     wide: list[Any] = []
-    grown: list[Any] = []
+    grown = []
     for o, size, i in zip(outer, shape, inner, strict=True):
         for factor, keep in ((o, False), (size, True), (i, False)):
             if keep or factor != 1:
@@ -249,10 +262,13 @@ def _split(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
 
 # --- 4 joining
 
-@_form("aten.cat", "aten.concat")
+@_form("aten.cat", "aten.concat", "aten.concatenate")
 def _cat(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     parts = [p for p in node.args[0] if not (n.rank(p) == 1 and n.rank(node) > 1)]  # torch skips empty legacy tensors
     dim = n.normal_dim(a.get("dim", 0), n.rank(node))
+    parts = [p for p in parts if not n.same_size(n.shape_of(p)[dim], 0)] or parts[:1]
+    if len(parts) == 1 and n.dtype_of(parts[0]) == n.dtype_of(node):
+        return parts[0]
     return _as(r, node, aten.cat.default, parts, dim)
 
 
@@ -388,7 +404,38 @@ def _indices(r: Rewriter, node: Node, values: list[int]) -> Node:
     return add_placeholder(r.ir, key, fake, n.source(node))
 
 
-# --- 6 constants
+# --- 6 indexing
+
+@_form("aten.index")
+def _index(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    x, used = a["self"], [(d, i) for d, i in enumerate(a["indices"]) if i is not None]
+    if len(used) != 1 or n.is_symbolic(n.shape_of(x)[used[0][0]]):
+        return None
+    dim, index = used[0]
+    constant = r.ir.constants.get(str(index.target)) if index.op == "placeholder" else None
+    if constant is None or constant.dtype != "i64" or constant.value.dim() != 1 or not constant.value.numel():
+        return None
+    size = int(n.shape_of(x)[dim])
+    rows = [int(i) % size for i in constant.value]
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return r.call(aten.slice.Tensor, x, dim, rows[0], rows[-1] + 1, 1, like=node, before=node)
+    return r.call(aten.index_select.default, x, dim, _indices(r, node, rows), like=node, before=node)
+
+
+@_form("aten.gather")
+def _gather(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    x, index = a["self"], a["index"]
+    dim = n.normal_dim(a["dim"], n.rank(node))
+    if n.has_tokens(x) or not n.is_op(index, "aten.expand") or n.rank(index.args[0]) != n.rank(x):
+        return None
+    ids = index.args[0]
+    if any(d != dim and (s != 1 or n.shape_of(index)[d] != n.shape_of(x)[d]) for d, s in enumerate(n.shape_of(ids))):
+        return None
+    flat = r.call(aten.reshape.default, ids, [-1], like=node, before=node)
+    return r.call(aten.index_select.default, x, dim, flat, like=node, before=node)
+
+
+# --- 7 constants
 
 def full(r: Rewriter, node: Node, shape: Any, value: Any, dtype: torch.dtype) -> Node:
     """A tensor of one value, made before `node`; sizes with T in them are products of `sym_size(token_ids, 0)`."""
@@ -424,7 +471,7 @@ def _scatter(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     return r.call(aten.scatter.src, a["self"], a["dim"], a["index"], source, like=node, before=node)
 
 
-# --- 7 reductions
+# --- 8 reductions
 
 @_form("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax")
 def _softmax(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
@@ -516,7 +563,7 @@ def _argsort(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     return r.call(operator.getitem, pair, 1, like=node, before=node)
 
 
-# --- 8 products
+# --- 9 products
 
 @_form("aten.matmul", "aten.bmm", "aten.mm")
 def _matmul(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:

@@ -19,6 +19,7 @@ from .fuse_ropes import FuseRopes
 from .manager import Phase, Report, run_phases
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
+from .raise_attention import RaiseAttention
 from .raise_linear import RaiseLinear
 from .raise_norms import RaiseNorms
 from .raise_rope import RaiseRope
@@ -27,6 +28,7 @@ from .select_rows import SelectRows
 from .tie_weights import TieWeights
 from .token_axis import ProveTokenAxis
 from .token_major import TokenMajor
+from .token_positions import TokenPositions
 
 
 def phases() -> list[Phase]:
@@ -36,7 +38,9 @@ def phases() -> list[Phase]:
             CleanUp(),
             NormalForms(),
             RealArithmetic(),
+            TokenPositions(),
             CleanUp(),
+            RaiseAttention(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),

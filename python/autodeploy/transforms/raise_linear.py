@@ -22,8 +22,8 @@ class RaiseLinear(Transform):
        folded into the weight program later.
     3. Of addmm, a bias [N] goes into the linear; anything else, and its factors alpha and beta, is written out.
     4. baddbmm, and addmm and linear of two values with tokens, are written out as matmul, mul and add.
-    5. aten.embedding, index_select along dim 0 and indexing by one tensor in dim 0 of a table without tokens are
-       `embedding`; dims of a table after the first are one for the look-up.
+    5. aten.embedding, index_select along the first dim that is not 1, and indexing by one tensor in dim 0, of a table
+       without tokens, are `embedding`; dims of a table after the first are one for the look-up.
     """
 
     name = "raise_linear"
@@ -110,7 +110,17 @@ def _embedding(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
 
 
 def _index_select(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
-    return _look_up(r, node, a["self"], a["index"]) if a["dim"] == 0 else None
+    table, dim = a["self"], a["dim"]
+    if not dim:
+        return _look_up(r, node, table, a["index"])
+    if n.has_tokens(table) or not n.has_tokens(a["index"]) or any(s != 1 for s in n.shape_of(table)[:dim]):
+        return None
+    table = r.call(aten.squeeze.dims, table, list(range(dim)), like=node, before=node)
+    rows = r.call(aten.index_select.default, table, 0, a["index"], like=node, before=node)
+    found = _look_up(r, rows, table, a["index"])
+    if found is None:
+        return None
+    return r.call(aten.reshape.default, found, sizes(n.shape_of(node)), like=node, before=node)
 
 
 def _index(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:

@@ -88,12 +88,12 @@ class _Turn:
             x = r.call(aten.reshape.default, x, [-1, heads, int(shape[-1])], like=node, before=node)
         out = r.call(canonical.rope.default, x, cos, sin, self.interleaved, like=node, before=node)
         out.meta.setdefault("via", "pattern")
-        if self.sorted:
-            width = int(n.shape_of(out)[2])
-            parts = [r.call(aten.slice.Tensor, out, 2, i, width, 2, like=node, before=node) for i in (0, 1)]
-            out = r.call(aten.cat.default, parts, 2, like=node, before=node)
         if not n.same_shape(out, last):
             out = r.call(aten.reshape.default, out, sizes(n.shape_of(last)), like=node, before=node)
+        if self.sorted:
+            dim, width = n.rank(out) - 1, n.last_size(out)
+            parts = [r.call(aten.slice.Tensor, out, dim, i, width, 2, like=node, before=node) for i in (0, 1)]
+            out = r.call(aten.cat.default, parts, dim, like=node, before=node)
         replace(last, out)
         return True
 

@@ -287,7 +287,7 @@ def _getitem(an: _Analysis, node: Node, a: dict[str, Any]) -> Any:
     return an.axes.get(node.args[0], ())[node.args[1]]
 
 
-@_rule("aten.cat", "aten.concat", "aten.stack")
+@_rule("aten.cat", "aten.concat", "aten.concatenate", "aten.stack")
 def _cat(an: _Analysis, node: Node, a: dict[str, Any]) -> Axes:
     parts = node.args[0]
     if n.op_name(node) == "aten.stack":
@@ -415,7 +415,8 @@ def _gather(an: _Analysis, node: Node, a: dict[str, Any]) -> Axes:
     operands = [x for x in (a["self"], a.get("index", a.get("indices")), a.get("src"), a.get("value"))
                 if isinstance(x, Node)]
     dim = n.normal_dim(a["dim"], n.rank(node))
-    for x in operands:
+    reads = n.is_op(node, "aten.gather", "aten.take_along_dim")  # of a table without tokens: one row for each token
+    for x in operands[:1] if reads else operands:
         if an.of(x) and an.of(x)[dim]:
             raise Refusal("it picks tokens by index")
     out: Axes = (None,) * n.rank(node)

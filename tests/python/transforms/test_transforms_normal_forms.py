@@ -43,6 +43,11 @@ SPELLINGS = {
     "norm 1": (lambda x, pos, p: x / torch.linalg.vector_norm(x, 1, -1, True), {"aten.linalg_vector_norm"}),
     "logsumexp": (lambda x, pos, p: x - x.logsumexp(-1, keepdim=True), {"aten.logsumexp"}),
     "argsort": (lambda x, pos, p: x.gather(-1, x.argsort(-1, descending=True)), {"aten.argsort"}),
+    "list of one": (lambda x, pos, p: x[..., [-2]], {"aten.index"}),
+    "list": (lambda x, pos, p: x[..., [5, 0, -1]], {"aten.index"}),
+    "empty parts": (lambda x, pos, p: torch.cat([x[..., 8:], x, x[..., :0]], -1), {"aten.cat"}),
+    "repeat of ones": (lambda x, pos, p: x.sum(-1, keepdim=True).repeat(1, 1, 8), {"aten.repeat", "aten.reshape"}),
+    "expanded over tokens": (lambda x, pos, p: x + torch.ones(8, dtype=x.dtype).expand_as(x), {"aten.expand_as"}),
     "outer product": (lambda x, pos, p: (x[..., None] @ x[..., None, :]).sum(-1), {"aten.matmul"}),
 }
 

@@ -13,12 +13,14 @@ from transform_models import HEAD, HEADS, WIDTH, Norm, Rope, Tail
 from autodeploy.ir import ModelIR
 from autodeploy.transforms.clean_up import CleanUp
 from autodeploy.transforms.common_subexpressions import CommonSubexpressions
+from autodeploy.transforms.flatten_cats import FlattenCats
 from autodeploy.transforms.fold_constants import FoldConstants
 from autodeploy.transforms.normal_forms import NormalForms
 from autodeploy.transforms.raise_activations import RaiseActivations
 from autodeploy.transforms.raise_linear import RaiseLinear
 from autodeploy.transforms.raise_norms import RaiseNorms
 from autodeploy.transforms.raise_rope import RaiseRope
+from autodeploy.transforms.real_arithmetic import RealArithmetic
 from autodeploy.transforms.token_major import TokenMajor
 
 
@@ -137,6 +139,32 @@ def test_rope(style, rotary):
     assert cos.meta["val"].shape[1] == sin.meta["val"].shape[1] == rotary // 2
 
 
+def _complex(x, pos, p):
+    angle = pos[..., None] * torch.tensor([0.1, 0.2, 0.3, 0.4])
+    unit = torch.polar(torch.ones_like(angle), angle)
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * unit).flatten(2).to(x.dtype)
+
+
+def _sorted(x, pos, p):
+    angle = (pos[..., None] * torch.tensor([0.1, 0.2, 0.3, 0.4])).repeat(1, 1, 2)
+    cos, sin = angle.cos().to(x.dtype)[..., :4], angle.sin().to(x.dtype)[..., :4]
+    a, b = x[..., 0::2], x[..., 1::2]
+    return torch.cat([torch.ones_like(x[..., :2]), torch.cat([a * cos - b * sin, b * cos + a * sin], -1)], -1)
+
+
+@pytest.mark.parametrize(("function", "cats"), [(_complex, 0), (_sorted, 1)])
+def test_rope_of_complex_numbers_and_into_halves(function, cats):
+    ir = capture_function(function)
+    check(ir, CleanUp(), NormalForms(), RealArithmetic())
+    check(prepared(ir), RaiseRope(), FlattenCats(), CleanUp(), again=False)
+    (call,) = [n for n in ir.graph.nodes if "autodeploy.rope" in str(n.target)]
+    assert call.args[3] is True
+    assert call.args[1].meta["val"].shape[1] == 4
+    assert count(ir, "aten.cat") == cats
+    assert not {"aten.polar", "aten.view_as_complex", "aten.view_as_real", "aten.sub", "aten.expand"} & set(ops(ir))
+
+
 def _different_halves(x, pos, p):
     angle = pos[..., None] * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     turned = torch.cat([-x[..., 4:], x[..., :4]], -1)
@@ -193,6 +221,7 @@ TABLES = {
     "embedding": lambda x, pos, p: x + nn.functional.embedding(pos % 4, p["table"]),
     "index": lambda x, pos, p: x + p["table"][pos % 4],
     "index_select": lambda x, pos, p: x + p["table"].index_select(0, pos[0] % 4)[None],
+    "gather": lambda x, pos, p: x + p["table"][None].gather(1, (pos % 4)[..., None].repeat(1, 1, 8)),
     "scalars": lambda x, pos, p: x * p["b"][pos % 12][..., None],
     "matrices": lambda x, pos, p: (x[:, :, None] @ p["cube"][pos % 3]).squeeze(2),
 }

@@ -194,6 +194,13 @@ def test_constants_of_one_element_and_filled_tensors():
     assert not ir.constants
 
 
+def test_what_no_weight_expression_says_is_a_region_without_tokens():
+    ir = fused(lambda x, pos, p: x * F.softplus(p["v"]) + p["w"].sum().sin(), v=(8,), w=(2, 3))
+    shapes = [len(n.meta["val"].shape) for n in ir.graph.nodes if n.target is fused_region]
+    assert shapes == [1, 0, 2]
+    assert not set(ops(ir)) & set(POINTWISE)
+
+
 def test_equal_regions_have_equal_texts():
     ir = fused(lambda x, pos, p: (((x * 2).exp() @ p["w"]) * 2).exp() @ p["w"], w=(8, 8))
     texts = [n.kwargs["program"] for n in ir.graph.nodes if n.target is fused_region]

@@ -7,6 +7,9 @@ import copy
 import torch
 from torch.fx import GraphModule
 
+from autodeploy.capture.functionalize import functionalize
+from autodeploy.capture.sizes import fold_sizes
+from autodeploy.capture.tidy import tidy
 from autodeploy.ir import DTYPES, ConstantInfo, ModelIR, ParamInfo
 from autodeploy.ir.retype import retyped
 from autodeploy.ops import Batch, Memory, running
@@ -25,13 +28,13 @@ class _OneSequence(torch.nn.Module):
         return self.module(token_ids[None], positions[None]).squeeze(0)
 
 
-def capture(module: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> ModelIR:
+def capture(module: torch.nn.Module, longest: int | None = None) -> ModelIR:
     """A ModelIR of forward(input_ids [1, T], position_ids [1, T]) -> [1, T, V], as capture leaves one."""
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for parameter in module.parameters():
         if parameter.dtype == torch.float32:
-            parameter.data = parameter.data.to(dtype)
-    tokens = torch.export.Dim("T", min=16)
+            parameter.data = parameter.data.to(torch.bfloat16)
+    tokens = torch.export.Dim("T", min=16, max=longest)
     example = (torch.zeros(EXAMPLE_TOKENS, dtype=torch.int64), torch.arange(EXAMPLE_TOKENS))
     with torch.no_grad():
         program = torch.export.export(
@@ -41,13 +44,20 @@ def capture(module: torch.nn.Module, dtype: torch.dtype = torch.bfloat16) -> Mod
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    program = program.run_decompositions({})
     return _to_ir(program)
 
 
 def _to_ir(program: torch.export.ExportedProgram) -> ModelIR:
     signature = program.graph_signature
-    graph = program.graph_module.graph
+    for node in list(program.graph_module.graph.nodes):
+        if node.target is torch.ops.aten.detach_.default:  # of tensors that the module's code made
+            node.replace_all_uses_with(node.args[0])
+            program.graph_module.graph.erase_node(node)
+            continue
+        trace = node.meta.get("stack_trace") or ""
+        lines = [line for line in trace.splitlines() if line.strip().startswith("File")]
+        node.meta["source"] = _line(lines[-1]) if lines else "export"
+    graph = functionalize(program.graph_module.graph)
     params: dict[str, ParamInfo] = {}
     constants: dict[str, ConstantInfo] = {}
     for node in list(graph.nodes):
@@ -69,10 +79,8 @@ def _to_ir(program: torch.export.ExportedProgram) -> ModelIR:
     holders = {n.target: n for n in graph.nodes if n.op == "placeholder"}
     for name in reversed(order):
         graph._root.append(holders[name])
-    for node in graph.nodes:
-        trace = node.meta.get("stack_trace") or ""
-        lines = [line for line in trace.splitlines() if line.strip().startswith("File")]
-        node.meta["source"] = _line(lines[-1]) if lines else "export"
+    tidy(graph)
+    fold_sizes(graph, holders["token_ids"])
     module = GraphModule(torch.nn.Module(), graph)
     names = {p.fqns[0]: p.shape for p in params.values()}
     return ModelIR(module, params, constants, parameter_names=names)

@@ -1,0 +1,138 @@
+"""Attention written out in a model's code, and positions that it counts itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transform_graphs import capture, check, count, random_weights, run
+
+from autodeploy.ops import Batch, Memory
+from autodeploy.transforms import TransformError, run_pipeline
+from autodeploy.transforms.clean_up import CleanUp
+from autodeploy.transforms.normal_forms import NormalForms
+from autodeploy.transforms.raise_attention import RaiseAttention
+from autodeploy.transforms.token_positions import TokenPositions
+
+mask_op = torch.ops.autodeploy.mask.default
+VOCAB, WIDTH, HEADS, HEAD = 16, 32, 4, 8
+LOWEST = torch.finfo(torch.float32).min
+
+
+class Written(nn.Module):
+    """Attention in plain arithmetic; `style` is how masks and scale are written."""
+
+    def __init__(self, style: str, kv_heads: int = HEADS, window: int = 0):
+        super().__init__()
+        self.style, self.kv_heads, self.window = style, kv_heads, window
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.qkv = nn.Linear(WIDTH, (HEADS + 2 * kv_heads) * HEAD)
+        self.head = nn.Linear(HEADS * HEAD, VOCAB)
+        triangle = torch.ones(64, 64, dtype=torch.bool).tril()
+        if window:
+            triangle = triangle ^ torch.ones(64, 64, dtype=torch.bool).tril(-window)
+        self.register_buffer("triangle", triangle[None, None])
+
+    def forward(self, input_ids, position_ids):
+        x = self.embed(input_ids)
+        sizes = [HEADS * HEAD, self.kv_heads * HEAD, self.kv_heads * HEAD]
+        q, k, v = (t.view(1, -1, t.shape[-1] // HEAD, HEAD).transpose(1, 2) for t in self.qkv(x).split(sizes, -1))
+        p = self.probabilities(q, k, position_ids)
+        y = (p.to(v.dtype) @ v).transpose(1, 2).reshape(1, -1, HEADS * HEAD)
+        return self.head(y)
+
+    def probabilities(self, q, k, position_ids):
+        tokens = q.shape[2]
+        seen = mask_op(position_ids[0], None, True, self.window)[None, None]
+        added = torch.where(seen, 0.0, LOWEST).to(q.dtype)
+        match self.style:
+            case "added":
+                return (q @ k.transpose(2, 3) * HEAD**-0.5 + added).softmax(-1)
+            case "added, then divided":
+                return ((q.float() @ k.float().transpose(2, 3) + added) / HEAD**0.5).softmax(-1)
+            case "where":
+                scores = (q / HEAD**0.5) @ k.mT
+                return torch.where(seen, scores, torch.full([], LOWEST, dtype=q.dtype)).float().softmax(-1)
+            case "masked_fill":
+                return (q @ k.mT).masked_fill(~seen, -torch.inf).softmax(-1)
+            case "constant triangle":
+                scores = (q @ k.mT) * 0.3
+                return torch.where(self.triangle[:, :, :tokens, :tokens], scores, LOWEST).softmax(-1)
+            case "baddbmm":
+                flat = torch.baddbmm(
+                    q.new_zeros(HEADS, tokens, tokens), q.reshape(HEADS, -1, HEAD), k.reshape(HEADS, -1, HEAD).mT,
+                    beta=1.0, alpha=0.25,
+                )  # fmt: skip
+                return torch.max(flat.view(1, HEADS, tokens, -1) + added, torch.tensor(LOWEST)).softmax(-1)
+            case "softcap":
+                scores = torch.tanh(q @ k.mT * 0.25 / 3.0) * 3.0
+                return nn.functional.softmax(scores + added, dim=-1, dtype=torch.float32)
+            case "bias":
+                distance = position_ids[:, None, None, :] - position_ids[:, None, :, None]
+                return (q @ k.mT + added + distance * 0.1).softmax(-1)
+            case "unmasked":
+                return (q @ k.mT).softmax(-1)
+        raise ValueError(self.style)
+
+
+STYLES = ["added", "added, then divided", "where", "masked_fill", "constant triangle", "baddbmm", "softcap"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_written_out(style):
+    ir = capture(Written(style), longest=64)
+    for transform in (CleanUp(), NormalForms(), CleanUp()):
+        transform.run(ir)
+    check(ir, RaiseAttention())
+    (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
+    causal, window, _chunk, softcap = call.args[5:]
+    assert (causal, window, softcap) == (True, 0, 3.0 if style == "softcap" else 0.0)
+    assert count(ir, "aten.softmax") == count(ir, "autodeploy.mask") == 0
+
+
+@pytest.mark.parametrize(("style", "kv_heads", "window"), [("added", 1, 5), ("constant triangle", HEADS, 4)])
+def test_windows_and_shared_heads_in_steps(style, kv_heads, window):
+    """What was written for whole sequences runs in chunks and decodes."""
+    ir = capture(Written(style, kv_heads, window), longest=64)
+    weights = random_weights(ir)
+    ids = torch.randint(0, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
+    expected = run(ir, weights, ids)
+    run_pipeline(ir)
+    (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
+    assert call.args[6] == window
+    assert ir.states["attention.0"].components[0].shape == (kv_heads, HEAD)
+    memory, found = Memory(), []
+    for start, stop in ((0, 7), (7, 8), (8, 13)):
+        batch = Batch.of([stop - start], past=[start])
+        found.append(run(ir, weights, ids[start:stop], batch.positions(), batch, memory))
+    assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("style", ["bias", "unmasked"])
+def test_what_no_attention_op_expresses(style):
+    with pytest.raises(TransformError, match=r"pairs tokens|two dims|no canonical op expresses"):
+        run_pipeline(capture(Written(style), longest=64))
+
+
+class _Counts(nn.Module):
+    """Learned positions counted by the model itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.places = nn.Embedding(VOCAB, WIDTH), nn.Embedding(64, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCAB)
+
+    def forward(self, input_ids, position_ids):
+        places = torch.arange(input_ids.shape[1])
+        return self.head(self.embed(input_ids) + self.places(places)[None])
+
+
+def test_counted_positions():
+    ir = capture(_Counts())
+    weights = random_weights(ir)
+    tokens = [torch.tensor([1, 5, 2]), torch.tensor([7, 7])]
+    alone = torch.cat([run(ir, weights, t) for t in tokens])
+    check(ir, TokenPositions(), modified=True)
+    assert count(ir, "aten.arange") == 0
+    batch = Batch.of([3, 2])
+    assert torch.allclose(run(ir, weights, torch.cat(tokens), batch.positions(), batch), alone, atol=1e-6)
