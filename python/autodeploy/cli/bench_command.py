@@ -27,6 +27,7 @@ _BIG_BUFFER = 1 << 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
+    parser.add_argument("--artifact", metavar="DIR", help="an artifact of MODEL for ours, such as a packed one")
     parser.add_argument("--float32", metavar="DIR", help="a float32 checkpoint or artifact, for the float32 rows")
     parser.add_argument("--transformers", metavar="CHECKPOINT", help="measure transformers in float32 on this")
     parser.add_argument(
@@ -61,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {}
     with ProgressLine(enabled=wants_progress()) as line:
         artifact = prepare_artifact(
-            args.model, revision=args.revision, trust_remote_code=args.trust_remote_code, report=line.show
+            args.artifact or args.model,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            report=line.show,
         )
         specs = _engines(args, str(artifact))
         if "rates" in parts:
