@@ -138,11 +138,8 @@ def write(
     files[GENERATION_CONFIG] = json.dumps(source.generation_config(), indent=2, sort_keys=True).encode() + b"\n"
     if pack:
         packed, header = plan_pack(weights)
-
-        def show(done: int, total: int) -> None:
-            report(f"packing weights: {done >> 20} of {total >> 20} MiB")
-
-        # The sources of constants lie beside the packed file, which is written after them.
+        # The file of constants lies beside the packed one, which is written after it.
+        show = _percent(report)
         files[PACKED_WEIGHTS] = lambda path: write_packed(weights, packed, header, path.parent, path, show)
     provenance = Provenance(
         source=source.named,
@@ -153,6 +150,20 @@ def write(
     )
     report("writing the artifact")
     return write_artifact(out, compiled.program, (packed if pack else weights).to_json(), provenance, files)
+
+
+def _percent(report: Report) -> Callable[[int, int], None]:
+    """Reports progress of packing once per percent."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // max(total, 1)
+        if percent != shown:
+            shown = percent
+            report(f"packing weights: {percent} %")
+
+    return show
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..ir import ModelIR
 from ..ir.dialect import ATEN, Dialect, verify
+from ..ir.printer import format_ir
 from .base import Transform, TransformError
 
 DUMP_VARIABLE = "AUTODEPLOY_DUMP"
@@ -103,4 +104,4 @@ def _dump_folder(dump: str | None) -> Path | None:
 
 def _dump(folder: Path | None, index: int, name: str, ir: ModelIR) -> None:
     if folder is not None:
-        (folder / f"{index:02d}-{name}.txt").write_text(str(ir.graph), encoding="utf-8")
+        (folder / f"{index:02d}-{name}.txt").write_text(format_ir(ir), encoding="utf-8")

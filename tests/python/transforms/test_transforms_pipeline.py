@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from transform_graphs import capture, count, ops, random_weights, run
 from transform_models import VOCAB, Decoder, Rope, Tail
 
 from autodeploy.ir.dialect import VerifyError
+from autodeploy.ir.printer import format_ir
 from autodeploy.ops import Batch, Memory
 from autodeploy.transforms import Transform, TransformError, run_pipeline
 from autodeploy.transforms.explain import summary
 from autodeploy.transforms.manager import Phase, run_phases
 from autodeploy.transforms.pipeline import every_transform, phases
 
+GOLDEN = Path(__file__).parent / "golden"
 MODELS = {
     "plain": {},
     "norms of heads, tied head": {"attention_norm": "plain", "tied": True, "layers": 1},
@@ -148,3 +153,19 @@ def test_result_of_a_transform_is_verified():
     with pytest.raises(TransformError, match=r"expected a value on every node.*steps before it: none") as caught:
         run_phases(ir, [Phase("broken", last.dialect, [_Breaks()])])
     assert isinstance(caught.value.__cause__, VerifyError)
+
+
+# --- the result as text
+
+
+@pytest.mark.parametrize("name", ["plain", "partial, in float32"])
+def test_golden(name):
+    """The printed graph; AUTODEPLOY_UPDATE_GOLDEN=1 writes it anew."""
+    ir = capture(Decoder(**{**MODELS[name], "layers": 1}))
+    run_pipeline(ir)
+    text = format_ir(ir, sources=False)
+    path = GOLDEN / f"decoder_{name.split(',')[0]}.txt"
+    if os.environ.get("AUTODEPLOY_UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
