@@ -256,10 +256,10 @@ class Reader {
       if (written(n.value) != Written::kYes)
         fail(where, "a value that an instruction writes", "one that none does");
       if (n.name != "logits") continue;
-      const bool ok = v.dtype == DType::kF32 && v.shape.size() == 2 && v.shape[0] == Dim{0, 0, 1} &&
-                      v.shape[1].is_static();
+      const bool ok = (v.dtype == DType::kF32 || v.dtype == act_) && v.shape.size() == 2 &&
+                      v.shape[0] == Dim{0, 0, 1} && v.shape[1].is_static();
       if (!ok)
-        fail(where, "float32 [R, vocab]", detail::concat(dtype_name(v.dtype), " ", shape_text(v.shape)));
+        fail(where, "act or f32 [R, vocab]", detail::concat(dtype_name(v.dtype), " ", shape_text(v.shape)));
       if (program_.vocab_size > 0 && v.shape[1].constant < program_.vocab_size) {
         fail(where, detail::concat("at least vocab_size = ", program_.vocab_size, " columns"),
              dim_text(v.shape[1]));
