@@ -34,12 +34,11 @@ _CHUNK = 1 << 24  # elements
 class Derivation:
     """`origins` gives each parameter, and each persistent buffer that the checkpoint holds, by its name in the model.
 
-    Tied names share an expression. `unused` are checkpoint tensors that nothing took; `notes` what one should know.
+    Tied names share an expression. `unused` are checkpoint tensors that nothing took.
     """
 
     origins: dict[str, Expr] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def derive(model: PreTrainedModel, checkpoint: Checkpoint) -> Derivation:
@@ -52,7 +51,7 @@ def derive(model: PreTrainedModel, checkpoint: Checkpoint) -> Derivation:
     result = Derivation()
     if checkpoint.kind == "gguf":
         mapping = gguf_mapping(model, checkpoint)
-        tensors = gguf_tensors(model, checkpoint, result.notes.append, result.unused.append)
+        tensors = gguf_tensors(model, checkpoint, result.unused.append)
     else:
         from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -61,7 +60,6 @@ def derive(model: PreTrainedModel, checkpoint: Checkpoint) -> Derivation:
     _convert(model, mapping, tensors, checkpoint.unsupported, result)
     _tie(model, checkpoint, result)
     _check(model, checkpoint, result)
-    result.notes = _counted(result.notes)
     return result
 
 
@@ -93,7 +91,7 @@ def _convert(
             raise WeightError(
                 f"[{name}] has the type {unsupported[name]}, which is not read: convert the checkpoint to bfloat16"
             )
-        recorded = Recorded.make(tensors[name], result.notes.append)
+        recorded = Recorded.make(tensors[name])
         fresh = copy.deepcopy(by_pattern[pattern]) if pattern is not None else WeightRenaming(name, target)
         load = loads.setdefault(target, fresh)
         load.add_tensor(target, name, pattern if pattern is not None else name, lambda t=recorded: t)
@@ -170,11 +168,3 @@ def _check(model: PreTrainedModel, checkpoint: Checkpoint, result: Derivation) -
             f"[{checkpoint.path}] has no weights for {', '.join(missing[:_SHOWN])}{more}{found}: it is not a whole "
             "checkpoint of this model, download it again or check its configuration"
         )
-
-
-def _counted(notes: list[str]) -> list[str]:
-    """Notes in order, repeated ones counted."""
-    counts: dict[str, int] = {}
-    for note in notes:
-        counts[note] = counts.get(note, 0) + 1
-    return [note if n == 1 else f"{note} ({n} times)" for note, n in counts.items()]

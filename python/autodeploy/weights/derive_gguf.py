@@ -18,7 +18,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .errors import WeightError
-from .expr import Expr, Note, cat, join, on_values
+from .expr import Expr, cat, join, on_values
 from .formats import Array
 from .gguf_fields import fast_gguf
 from .learn_layout import Piece, Process, learn
@@ -46,13 +46,11 @@ def gguf_mapping(model: PreTrainedModel, checkpoint: Checkpoint) -> Iterable[Any
     return get_model_conversion_mapping(model)
 
 
-def gguf_tensors(
-    model: PreTrainedModel, checkpoint: Checkpoint, note: Note, unused: Callable[[str], None]
-) -> dict[str, Expr]:
+def gguf_tensors(model: PreTrainedModel, checkpoint: Checkpoint, unused: Callable[[str], None]) -> dict[str, Expr]:
     """Expressions by the name that the mapping expects: the file's own, or the model's for the older loader."""
     if _is_declarative(architecture(checkpoint)):
         return {name: t.expr(name) for name, t in checkpoint.tensors.items()}
-    return _processed(model, checkpoint, note, unused)
+    return _processed(model, checkpoint, unused)
 
 
 def _is_declarative(arch: str) -> bool:
@@ -72,9 +70,7 @@ def _parsed_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _processed(
-    model: PreTrainedModel, checkpoint: Checkpoint, note: Note, unused: Callable[[str], None]
-) -> dict[str, Expr]:
+def _processed(model: PreTrainedModel, checkpoint: Checkpoint, unused: Callable[[str], None]) -> dict[str, Expr]:
     from transformers import modeling_gguf_pytorch_utils as loader
 
     make: Any = loader.TENSOR_PROCESSORS.get(architecture(checkpoint), loader.TensorProcessor)
@@ -91,9 +87,9 @@ def _processed(
         if not found:
             unused(name)
         for target, piece in found.items():
-            x = on_values(piece.apply, stored.expr(name), note)
+            x = on_values(piece.apply, stored.expr(name))
             pieces.setdefault(target, []).append((piece, x))
-    return {target: _joined(target, parts, note) for target, parts in pieces.items()}
+    return {target: _joined(target, parts) for target, parts in pieces.items()}
 
 
 def process_of(processor: Any, name: str, names: dict[str, str]) -> Process:
@@ -115,7 +111,7 @@ def process_of(processor: Any, name: str, names: dict[str, str]) -> Process:
     return process
 
 
-def _joined(target: str, parts: list[tuple[Piece, Expr]], note: Note) -> Expr:
+def _joined(target: str, parts: list[tuple[Piece, Expr]]) -> Expr:
     """Pieces of a parameter that several tensors fill, in order along the dimension they share."""
     first = parts[0][0]
     dim, at = first.dim, 0
@@ -128,4 +124,4 @@ def _joined(target: str, parts: list[tuple[Piece, Expr]], note: Note) -> Expr:
         at = piece.stop
     if dim is None or at != first.size:
         raise WeightError(f"[{target}] the file's tensors fill {at} of {first.size} entries of dim {dim}")
-    return join(cat, [x for _, x in parts], dim, note)
+    return join(cat, [x for _, x in parts], dim)

@@ -11,7 +11,7 @@ Block formats: a row (last dimension) of blocks can only be moved as a whole. `s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,31 +237,53 @@ def _values(x: Expr) -> Expr:
     return cast(x, "f32") if is_block(x.format) else x
 
 
-Note = Callable[[str], None]
-
-
-def on_values(f: Callable[[Expr], Expr], x: Expr, note: Note) -> Expr:
-    """Applies `f`; where blocks stand in its way they are dequantized first, and the note says so."""
+def on_values(f: Callable[[Expr], Expr], x: Expr) -> Expr:
+    """Applies `f`; where blocks stand in its way they are dequantized first."""
     if not is_block(x.format):
         return f(x)
     try:
         return f(x)
     except WeightError:
-        note(f"{x!r}: {x.format} is dequantized, because its rows do not stay whole")
         return f(cast(x, "f32"))
 
 
-def join(f: Callable[[Sequence[Expr], int], Expr], xs: Sequence[Expr], dim: int, note: Note) -> Expr:
-    """`cat` or `stack`; different float formats, and blocks that would be cut, become float32, with a note."""
+def join(f: Callable[[Sequence[Expr], int], Expr], xs: Sequence[Expr], dim: int) -> Expr:
+    """`cat` or `stack`; different float formats, and blocks that would be cut, become float32."""
     try:
         return f(xs, dim)
     except WeightError:
         formats = sorted({x.format for x in xs})
         if not all(is_float(x.format) for x in xs) or formats == ["f32"]:
             raise
-        joined = f([cast(x, "f32") for x in xs], dim)
-        note(f"{xs[0]!r} and others: {', '.join(formats)} become f32, because they are joined")
-        return joined
+        return f([cast(x, "f32") for x in xs], dim)
+
+
+def keep_stored(x: Expr) -> Expr:
+    """The same numbers in the format in which they are stored, where moving them is all that is done to them.
+
+    Drops casts that lose nothing (blocks, f16 and bf16 to f32) from below layout operations.
+    """
+    if x.op == "cast" and x.format == "f32" and (is_block(x.xs[0].format) or x.xs[0].format in ("f16", "bf16")):
+        return keep_stored(x.xs[0])
+    if x.op not in _LAYOUT:
+        return x
+    ys = [keep_stored(y) for y in x.xs]
+    if all(y is z for y, z in zip(ys, x.xs, strict=True)):
+        return x
+    try:
+        return _LAYOUT[x.op](x, ys)
+    except WeightError:
+        return x
+
+
+_LAYOUT: dict[str, Callable[[Expr, list[Expr]], Expr]] = {
+    "slice": lambda x, ys: slice_(ys[0], x.attrs["dim"], x.attrs["start"], x.attrs["stop"], x.attrs["step"]),
+    "take": lambda x, ys: take(ys[0], x.attrs["dim"], x.attrs["index"]),
+    "permute": lambda x, ys: permute(ys[0], x.attrs["dims"]),
+    "reshape": lambda x, ys: reshape(ys[0], x.shape),
+    "cat": lambda x, ys: cat(ys, x.attrs["dim"]),
+    "stack": lambda x, ys: stack(ys, x.attrs["dim"]),
+}
 
 
 def broadcast_shapes(a: Shape, b: Shape) -> Shape:
@@ -272,20 +294,27 @@ def broadcast_shapes(a: Shape, b: Shape) -> Shape:
         raise WeightError(f"[binary] expected shapes that broadcast, found {list(a)} and {list(b)}") from None
 
 
-def tensor_names(x: Expr) -> set[str]:
-    """The names of all stored tensors below a node."""
-    names: set[str] = set()
+def nodes(x: Expr) -> Iterator[Expr]:
+    """A node and all below it, each once."""
     seen: set[int] = set()
     todo = [x]
     while todo:
         node = todo.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node.op == "tensor":
-            names.add(node.attrs["name"])
-        todo += node.xs
-    return names
+        if id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            todo += node.xs
+
+
+def tensor_names(x: Expr) -> set[str]:
+    """The names of all stored tensors below a node."""
+    return {node.attrs["name"] for node in nodes(x) if node.op == "tensor"}
+
+
+def dequantized_tensors(x: Expr) -> dict[str, str]:
+    """Stored tensors of blocks below a node that are turned into plain numbers, with their formats."""
+    turned = [node for node in nodes(x) if node.op == "cast" and is_block(node.xs[0].format)]
+    return {name: node.xs[0].format for node in turned for name in tensor_names(node)}
 
 
 def _same(a: Expr, b: Expr) -> bool:

@@ -14,7 +14,6 @@ from .errors import WeightError
 from .expr import (
     MAX_DEPTH,
     Expr,
-    Note,
     binary,
     cast,
     cat,
@@ -55,18 +54,18 @@ def to_json(x: Expr) -> dict[str, Any]:
     return out
 
 
-def parse_expr(raw: object, resolve: Resolve, where: str, note: Note | None = None) -> Expr:
+def parse_expr(raw: object, resolve: Resolve, where: str, dequantize: bool = False) -> Expr:
     """Builds an expression from its object. `resolve` makes leaves ("tensor", and "constant" before linking).
 
-    With `note`, blocks that an operation cannot keep are dequantized and noted; without, that is an error.
+    With `dequantize`, blocks that an operation cannot keep are dequantized; without, that is an error.
     """
-    return _Parser(resolve, note).expr(raw, where, MAX_DEPTH)
+    return _Parser(resolve, dequantize).expr(raw, where, MAX_DEPTH)
 
 
 class _Parser:
-    def __init__(self, resolve: Resolve, note: Note | None) -> None:
+    def __init__(self, resolve: Resolve, dequantize: bool) -> None:
         self._resolve = resolve
-        self._note = note
+        self._dequantize = dequantize
 
     def expr(self, raw: object, where: str, depth: int) -> Expr:
         if depth == 0:
@@ -105,7 +104,7 @@ class _Parser:
                 raise WeightError(f"[{where}] expected a list of expressions")
             xs = [self.expr(y, f"{where}.xs[{i}]", depth) for i, y in enumerate(raw["xs"])]
             f, dim = cat if op == "cat" else stack, _int(raw["dim"], where)
-            return f(xs, dim) if self._note is None else join(f, xs, dim, self._note)
+            return join(f, xs, dim) if self._dequantize else f(xs, dim)
         x = self.expr(raw["x"], f"{where}.x", depth)
         if op == "slice":
             dim, start, stop, step = (_int(raw[k], where) for k in ("dim", "start", "stop", "step"))
@@ -131,7 +130,7 @@ class _Parser:
         return cast(x, _text(raw["format"], where))
 
     def _keep(self, f: Callable[[Expr], Expr], x: Expr) -> Expr:
-        return f(x) if self._note is None else on_values(f, x, self._note)
+        return on_values(f, x) if self._dequantize else f(x)
 
 
 _FIELDS: dict[str, set[str]] = {

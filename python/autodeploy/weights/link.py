@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from .checkpoint import Checkpoint
 from .constants import pack_constants
 from .derive import Derivation
 from .errors import WeightError
-from .expr import Expr, tensor_names
+from .expr import Expr, dequantized_tensors, keep_stored, tensor_names
 from .expr_json import parse_expr
 from .formats import Array
 from .weight_program import Segment, StoredTensor, WeightParam, WeightProgram
@@ -54,7 +54,7 @@ def link(
 
     Raises WeightError naming the param where a leaf has no origin or shapes disagree.
     """
-    program = WeightProgram(unused=list(derivation.unused), notes=list(derivation.notes))
+    program = WeightProgram(unused=list(derivation.unused))
     saved = {key for key in constants if key in derivation.origins}
     kept = {CONSTANT_PREFIX + key: value for key, value in constants.items() if key not in saved}
     content, source, stored = pack_constants(kept, len(checkpoint.sources))
@@ -75,11 +75,27 @@ def link(
                     raise WeightError(f"[{where}] the checkpoint {checkpoint.path} has nothing for {name!r}")
                 return derivation.origins[name]
 
-            made = parse_expr(segment.expr, resolve, where, program.notes.append)
+            made = keep_stored(parse_expr(segment.expr, resolve, where, dequantize=True))
             segments.append(Segment(segment.rows, made))
         program.params.append(WeightParam(param.name, tuple(param.shape), segments))
 
+    program.notes = list(_notes(program))
     used = set[str]().union(*(tensor_names(s.expr) for p in program.params for s in p.segments))
     program.tensors = {name: t for name, t in tensors.items() if name in used}
     program.check()
     return program, content
+
+
+def _notes(program: WeightProgram) -> Iterator[str]:
+    """A line for each block format of which tensors are not kept."""
+    turned: dict[str, str] = {}
+    for param in program.params:
+        for segment in param.segments:
+            turned |= dequantized_tensors(segment.expr)
+    for fmt in sorted(set(turned.values())):
+        names = [name for name, f in turned.items() if f == fmt]
+        shown = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+        yield (
+            f"{len(names)} tensors of {fmt} are dequantized to f32, because their rows do not stay whole, are joined "
+            f"with another format or take part in arithmetic: {shown}"
+        )

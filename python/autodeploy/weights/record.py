@@ -13,7 +13,7 @@ import torch
 
 from . import expr as e
 from .errors import WeightError
-from .expr import Expr, Note
+from .expr import Expr
 from .formats import is_block
 
 _DTYPES = {
@@ -35,41 +35,41 @@ class Recorded(torch.Tensor):
     """A meta tensor with an expression; block formats show as float32."""
 
     expr: Expr
-    note: Note
 
     @staticmethod
-    def make(expr: Expr, note: Note) -> Recorded:
+    def make(expr: Expr) -> Recorded:
         meta = torch.empty(expr.shape, dtype=_DTYPES.get(expr.format, torch.float32), device="meta")
         out = torch.Tensor._make_subclass(Recorded, meta)
-        out.expr, out.note = expr, note
+        out.expr = expr
         return out
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _DEVICE:
+            return torch.device("cpu")  # so that constants which follow it, such as index lists, keep their values
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*_plain(args), **_plain(kwargs))
         results = _tensors(result)
         if not results:
             return result  # a size, a dtype, a device
         name = str(_PROPERTIES.get(func) or getattr(func, "__name__", func))
-        note = next(t.note for t in _recorded((args, kwargs)))
         handler = _HANDLERS.get(name)
         if handler is None:
             raise WeightError(f"[{name}] the checkpoint's conversion uses torch's {name}, which weights cannot express")
-        made = handler(_Call(args, kwargs, results, note))
+        made = handler(_Call(args, kwargs, results))
         for x, t in zip(made, results, strict=True):
             if x.shape != tuple(t.shape):
                 raise WeightError(f"[{name}] recorded the shape {list(x.shape)}, torch made {list(t.shape)}")
-        wrapped = [Recorded.make(x, note) for x in made]
+        wrapped = [Recorded.make(x) for x in made]
         return wrapped[0] if isinstance(result, torch.Tensor) else type(result)(wrapped)
 
 
 class _Call:
     """A call under record: its arguments, and the meta tensors that torch made."""
 
-    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], results: list[torch.Tensor], note: Note) -> None:
-        self.args, self.kwargs, self.results, self.note = args, kwargs, results, note
+    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any], results: list[torch.Tensor]) -> None:
+        self.args, self.kwargs, self.results = args, kwargs, results
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
@@ -86,7 +86,7 @@ class _Call:
         return dim % (len(self.x().shape) + extra)
 
     def keep(self, f: Callable[[Expr], Expr]) -> list[Expr]:
-        return [e.on_values(f, self.x(), self.note)]
+        return [e.on_values(f, self.x())]
 
 
 def _plain(x: Any) -> Any:
@@ -95,14 +95,6 @@ def _plain(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: _plain(v) for k, v in x.items()}
     return type(x)(_plain(y) for y in x) if type(x) in (list, tuple) else x
-
-
-def _recorded(x: Any) -> list[Recorded]:
-    if isinstance(x, Recorded):
-        return [x]
-    if isinstance(x, dict):
-        x = list(x.values())
-    return [t for y in x for t in _recorded(y)] if isinstance(x, (list, tuple)) else []
 
 
 def _tensors(x: Any) -> list[torch.Tensor]:
@@ -135,7 +127,7 @@ def _join(f: Callable[[Sequence[Expr], int], Expr]) -> Callable[[_Call], list[Ex
         if not all(isinstance(t, Recorded) for t in tensors):
             raise WeightError("[cat] expected recorded tensors alone")
         rank = tensors[0].dim() + (f is e.stack)
-        return [e.join(f, [t.expr for t in tensors], int(c.arg(1, "dim", 0)) % rank, c.note)]
+        return [e.join(f, [t.expr for t in tensors], int(c.arg(1, "dim", 0)) % rank)]
 
     return handler
 
@@ -278,6 +270,7 @@ def _rounded(c: _Call, x: Expr) -> list[Expr]:
     return [x if dtype in (torch.float32, torch.float64) else e.cast(x, _FORMATS[dtype])]
 
 
+_DEVICE: Any = torch.Tensor.device.__get__
 _PROPERTIES: dict[Any, str] = {getattr(torch.Tensor, name).__get__: name for name in ("T", "mT", "data")}
 
 _HANDLERS: dict[str, Callable[[_Call], list[Expr]]] = {

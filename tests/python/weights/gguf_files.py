@@ -19,21 +19,27 @@ from autodeploy.weights.learn_layout import learn
 QUANTS = ["Q8_0", "Q4_0", "F16", "Q4_1", "Q5_0", "BF16", "Q5_1"]
 
 
-def write_model(path: Path, model, arch: str, keys: dict[str, str]) -> Path:
+def write_model(path: Path, model, arch: str, keys: dict[str, str], values: dict[str, object]) -> Path:
     """A file for `model` (on meta); matrices take the quantization types in turn where their rows are whole blocks.
 
-    `keys` are names of metadata and of the configuration's fields that transformers' table lacks.
+    `keys` (metadata by field of the configuration) and `values` (metadata by value) are what transformers' table lacks.
     """
     writer = gguf.GGUFWriter(str(path), arch)
+    for key, value in values.items():
+        _add(writer, f"{arch}.{key}", value)
     _metadata(writer, model.config, arch, keys)
     rng = np.random.default_rng(0)
     # transformers' newer loader does not read the 5-bit types.
     kinds = itertools.cycle([q for q in QUANTS if not (_declarative(arch) and q.startswith("Q5"))])
+    chosen: dict[str, str] = {}
     for name, shape in sorted(tensor_shapes(model, arch).items()):
         values = rng.normal(size=shape).astype(np.float32)
         if name.endswith("ssm_a"):
             values = -np.abs(values) - 0.1
-        kind = gguf.GGMLQuantizationType[next(kinds) if len(shape) > 1 and shape[-1] % 32 == 0 else "F32"]
+        quantizable = len(shape) > 1 and shape[-1] % 32 == 0
+        # The two halves of a joined matrix have one type, as quantizing tools give them.
+        quant = chosen.setdefault(name.replace("_up", "_gate"), next(kinds)) if quantizable else "F32"
+        kind = gguf.GGMLQuantizationType[quant]
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -95,7 +101,7 @@ def _declared_shapes(model, arch: str) -> dict[str, tuple[int, ...]]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     shapes = {}
     for tensor in gguf.MODEL_TENSORS[kind]:
-        for layer, suffix in itertools.product(range(model.config.num_hidden_layers), (".weight", ".bias")):
+        for layer, suffix in itertools.product(range(model.config.num_hidden_layers), (".weight", ".bias", "")):
             name = gguf.TENSOR_NAMES[tensor].format(bid=layer) + suffix
             target, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, model.state_dict())
             if target in state and target not in tied:
@@ -113,10 +119,6 @@ def _metadata(writer, config, arch: str, keys: dict[str, str]) -> None:
             value = config.rope_parameters.get("rope_theta", 10000.0)
         if value is not None and not isinstance(value, (str, dict)):
             _add(writer, f"{arch}.{key}", value)
-    if arch == config.model_type and _declarative(arch):
-        _add(writer, f"{arch}.rope.freq_base", float(config.rope_parameters["rope_theta"]))
-        heads = [config.num_key_value_heads if t == "full_attention" else 0 for t in config.layer_types]
-        writer.add_array(f"{arch}.attention.head_count_kv", heads)
     writer.add_array("tokenizer.ggml.tokens", [f"t{i}" for i in range(config.vocab_size)])
 
 

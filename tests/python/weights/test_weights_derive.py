@@ -16,6 +16,7 @@ from autodeploy.weights.checkpoint import open_checkpoint
 from autodeploy.weights.derive import derive
 from autodeploy.weights.errors import WeightError
 from autodeploy.weights.evaluate import evaluate
+from autodeploy.weights.expr import dequantized_tensors, nodes
 from autodeploy.weights.gguf_fields import fast_gguf
 
 MODELS = json.loads((Path(__file__).parent / "derive_models.json").read_text())
@@ -41,7 +42,9 @@ def assert_same(derivation, checkpoint, want):
     for name, x in derivation.origins.items():
         found, expected = evaluate(x, read).to_f32(), want[name].detach().float().numpy()
         assert found.shape == expected.shape, name
-        wrong = np.argwhere(found != expected)
+        # NumPy's logarithm and torch's differ in the last bit.
+        computed = any(node.op == "unary" for node in nodes(x))
+        wrong = np.argwhere(~np.isclose(found, expected, rtol=1e-6, atol=0) if computed else found != expected)
         assert not len(wrong), f"{name} differs first at {tuple(wrong[0])}: {found[tuple(wrong[0])]}"
     assert not {n for n in want if n.endswith(("weight", "bias"))} - set(derivation.origins)
 
@@ -54,7 +57,6 @@ def test_safetensors(model_type, dtype, shard, tmp_path):
     derivation = derive(meta_model(folder), checkpoint)
     assert_same(derivation, checkpoint, loaded(folder))
     assert derivation.unused == []
-    assert not derivation.notes
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +144,10 @@ def test_gguf(case, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny_config(case["model"], case["overrides"]), dtype=torch.bfloat16)
-    path = write_model(tmp_path / "model.gguf", model, case["arch"], case["keys"])
+        model = AutoModelForCausalLM.from_config(
+            tiny_config(case["model"], case.get("overrides")), dtype=torch.bfloat16
+        )
+    path = write_model(tmp_path / "model.gguf", model, case["arch"], case.get("keys", {}), case.get("values", {}))
     config = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -152,8 +156,9 @@ def test_gguf(case, tmp_path):
     real = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     assert_same(derivation, checkpoint, {**dict(real.named_parameters(remove_duplicate=False)), **real.state_dict()})
     assert derivation.unused == []
-    quantized = [n for n, t in checkpoint.tensors.items() if t.format.startswith("q")]
-    assert quantized
+    assert any(t.format.startswith("q") for t in checkpoint.tensors.values())
+    turned = [x for x in derivation.origins.values() if dequantized_tensors(x)]
+    assert len(turned) == case.get("dequantized", 0)
 
 
 def smollm2():
@@ -176,5 +181,5 @@ def test_a_real_gguf_file():
     derivation = derive(model, checkpoint)
     real = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     assert_same(derivation, checkpoint, dict(real.named_parameters(remove_duplicate=False)))
-    assert derivation.unused == derivation.notes == []
+    assert derivation.unused == []
     assert {x.format for x in derivation.origins.values()} == {"f32", "q4_1", "q8_0"}

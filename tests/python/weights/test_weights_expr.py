@@ -118,12 +118,31 @@ def test_blocks_keep_their_rows_or_are_dequantized_with_a_note():
     for cut in cuts:
         with pytest.raises(WeightError, match="q4_0"):
             cut(q)
-        notes = []
-        assert e.on_values(cut, q, notes.append).format == "f32"
-        assert "dequantized" in notes[0]
-    notes = []
-    assert e.join(e.cat, [q, e.cast(e.slice_(q, 0, 0, 1), "f16")], 0, notes.append).format == "f32"
-    assert "become f32" in notes[0]
+        made = e.on_values(cut, q)
+        assert made.format == "f32"
+        assert e.dequantized_tensors(made) == {"q": "q4_0"}
+    assert e.join(e.cat, [q, e.cast(e.slice_(q, 0, 0, 1), "f16")], 0).format == "f32"
+    assert not e.dequantized_tensors(e.take(q, 0, [1, 0]))
+
+
+def test_numbers_stay_in_their_stored_format_where_they_are_only_moved():
+    wide, half = e.cast(leaf("q"), "f32"), e.cast(leaf("c"), "f32")
+    for x in [
+        wide,
+        e.permute(e.permute(wide, [1, 0]), [1, 0]),
+        e.cat([wide, e.slice_(wide, 0, 0, 1)], 0),
+        e.take(wide, 0, [2, 0]),
+    ]:
+        assert e.keep_stored(x).format == "q4_0"
+        np.testing.assert_array_equal(value(e.keep_stored(x)), value(x))
+    assert e.keep_stored(e.stack([half, half], 0)).format == "f16"
+    for x in [
+        e.permute(wide, [1, 0]),
+        e.unary("neg", wide),
+        e.cast(wide, "f16"),
+        e.cat([wide, e.unary("neg", wide)], 0),
+    ]:
+        assert e.keep_stored(x) is x
 
 
 BROKEN = [

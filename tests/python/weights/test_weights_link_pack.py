@@ -52,7 +52,7 @@ def linked(tmp_path):
     save_file(tensors, tmp_path / SINGLE)
     checkpoint = open_checkpoint(tmp_path)
     origins = {f"model.{n}": t.expr(n) for n, t in checkpoint.tensors.items() if n not in ("stranger", "saved")}
-    derivation = Derivation(origins | {"saved": checkpoint.tensors["saved"].expr("saved")}, ["stranger"], ["a note"])
+    derivation = Derivation(origins | {"saved": checkpoint.tensors["saved"].expr("saved")}, ["stranger"])
     one_plus = {"op": "binary", "f": "add", "x": leaf("model.k"), "y": 1.0}
     params = [
         Param("qk", (8, 64), [Part(6, leaf("model.q")), Part(2, leaf("model.k"))]),
@@ -196,10 +196,15 @@ def test_blocks_survive_linking_or_are_noted(tmp_path):
     checkpoint = open_checkpoint_with(tmp_path, stored)
     keep = {"op": "slice", "x": leaf("w"), "dim": 0, "start": 0, "stop": 2, "step": 1}
     turn = {"op": "permute", "x": leaf("w"), "dims": [1, 0]}
-    params = [Param("keep", (2, 64), [Part(2, keep)]), Param("turn", (64, 4), [Part(64, turn)])]
+    back = {"op": "permute", "x": turn, "dims": [1, 0]}
+    params = [
+        Param("keep", (2, 64), [Part(2, keep)]),
+        Param("back", (4, 64), [Part(4, back)]),
+        Param("turn", (64, 4), [Part(64, turn)]),
+    ]
     program, _ = link(params, {}, Derivation({"w": stored}), checkpoint)
-    assert [p.segments[0].expr.format for p in program.params] == ["q8_0", "f32"]
-    assert ["dequantized" in n for n in program.notes] == [True]
+    assert [p.segments[0].expr.format for p in program.params] == ["q8_0", "q8_0", "f32"]
+    assert ["1 tensors of q8_0 are dequantized" in n for n in program.notes] == [True]
 
 
 def open_checkpoint_with(tmp_path, x):
