@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from autodeploy._load_native import load_native
 from autodeploy.artifact import Artifact, read_artifact
 from autodeploy.interpreter import Interpreter
 from autodeploy.testing.tolerances import INT8_LOGITS_TOLERANCE, INT8_OP_TOLERANCE, LOGITS_TOLERANCE
@@ -57,6 +58,7 @@ def verify(
     """
     from autodeploy.llm.model_source import prepare_artifact
 
+    load_native()  # what is missing is said before transformers has worked for a minute
     if max_new_tokens < 1:
         raise ValueError(f"[verify] expected max_new_tokens >= 1, found {max_new_tokens}")
     artifact = read_artifact(prepare_artifact(model, trust_remote_code=trust_remote_code))
@@ -125,11 +127,17 @@ def expectations(
 
 
 def checkpoint_of(artifact: Artifact) -> Path:
-    """The checkpoint that an artifact was compiled from, where it still is."""
-    source = Path(artifact.provenance.source).expanduser()
-    if not source.exists():
-        raise ValueError(f"[verify] expected the checkpoint {source} of {artifact.path}; give one with `reference`")
-    return source
+    """The checkpoint that an artifact was compiled from, where it still is.
+
+    Its weight program names the files; that of a packed artifact does not, but its provenance says what the user named.
+    """
+    files = [Path(s["path"]) for s in artifact.weights["sources"] if Path(s["path"]).is_absolute()]
+    found = files[0] if files else Path(artifact.provenance.source).expanduser()
+    if files and found.suffix != ".gguf":
+        found = found.parent
+    if not found.exists():
+        raise ValueError(f"[verify] expected the checkpoint {found} of {artifact.path}; give one with `reference`")
+    return found
 
 
 def prompt_ids(

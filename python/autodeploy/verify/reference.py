@@ -30,11 +30,18 @@ class Expected:
 def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model of a checkpoint folder or GGUF file in float32; transformers dequantizes quantized weights."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     folder, more = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True, **more
-    )
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True, **more
+        )
+    finally:
+        if shown:
+            logging.enable_progress_bar()
     return model.eval()
 
 
