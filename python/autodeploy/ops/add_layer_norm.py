@@ -20,6 +20,7 @@ class AddLayerNorm(Op):
     name = "add_layer_norm"
     schema = "(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)"
     composite = True
+    fixed_operands = ("weight", "bias")
 
     def fake(
         self,

@@ -20,6 +20,7 @@ class AddRmsNorm(Op):
     name = "add_rms_norm"
     schema = "(Tensor x, Tensor residual, Tensor? weight, float eps, float offset=0.0) -> (Tensor, Tensor)"
     composite = True
+    fixed_operands = ("weight",)
 
     def fake(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0

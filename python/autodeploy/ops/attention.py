@@ -72,6 +72,7 @@ class Attention(Op):
         "float softcap=0.0) -> Tensor"
     )
     mixes_tokens = True
+    fixed_operands = ("sinks",)
 
     def fake(
         self,

@@ -191,7 +191,8 @@ class Op:
     name: ClassVar[str]
     schema: ClassVar[str]
     mixes_tokens: ClassVar[bool] = False
-    weight_operands: ClassVar[tuple[str, ...]] = ()
+    weight_operands: ClassVar[tuple[str, ...]] = ()  # may be quantized
+    fixed_operands: ClassVar[tuple[str, ...]] = ()  # do not depend on tokens; the others have T, or k * T, rows
     composite: ClassVar[bool] = False
     in_program: ClassVar[bool] = True  # False: exists in captured graphs only, and must be gone before lowering
 

@@ -11,7 +11,7 @@ from .base import SCHEDULES, Batch, Op, Sample, StateComponent, StateDecl, State
 
 @register
 class CausalConv1d(Op):
-    """x [T, C], weight [C, K], bias [C] or None -> [T, C]; `activation` is "" or "silu"; in float32, rounded once.
+    """x [T, C], weight [C, K >= 2], bias [C] or None -> [T, C]; `activation` is "" or "silu"; in float32, rounded once.
 
     y[t, c] = sum over j of weight[c, j] * x[t - (K - 1) + j, c] + bias[c]; tokens before the sequence are zero.
     The state holds the last K - 1 inputs [K - 1, C], oldest first.
@@ -20,6 +20,7 @@ class CausalConv1d(Op):
     name = "causal_conv1d"
     schema = '(Tensor x, Tensor weight, Tensor? bias, str activation="") -> Tensor'
     mixes_tokens = True
+    fixed_operands = ("weight", "bias")
 
     def fake(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = ""
@@ -66,7 +67,6 @@ class CausalConv1d(Op):
             yield _sample("k3", plan, 17, 3, False, "")
             yield _sample("k2_bias", plan, 5, 2, True, "")
             yield _sample("k7", plan, 40, 7, False, "silu")
-            yield _sample("k1", plan, 8, 1, True, "silu")
 
 
 def _sample(name: str, plan: str, channels: int, width: int, has_bias: bool, activation: str) -> Sample:

@@ -16,6 +16,7 @@ class Embedding(Op):
     name = "embedding"
     schema = "(Tensor ids, Tensor weight) -> Tensor"
     weight_operands = ("weight",)
+    fixed_operands = ("weight",)
 
     def fake(self, ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return weight.new_empty((*ids.shape, weight.shape[1]))

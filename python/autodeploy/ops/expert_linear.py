@@ -19,6 +19,7 @@ class ExpertLinear(Op):
     name = "expert_linear"
     schema = "(Tensor x, Tensor weight, Tensor ids, Tensor? bias, int x_repeat=1) -> Tensor"
     weight_operands = ("weight",)
+    fixed_operands = ("weight", "bias")
 
     def fake(
         self,

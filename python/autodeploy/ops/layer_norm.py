@@ -27,6 +27,7 @@ class LayerNorm(Op):
 
     name = "layer_norm"
     schema = "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor"
+    fixed_operands = ("weight", "bias")
 
     def fake(self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
         return x.new_empty(x.shape)

@@ -16,6 +16,7 @@ class Linear(Op):
     name = "linear"
     schema = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
     weight_operands = ("weight",)
+    fixed_operands = ("weight", "bias")
 
     def fake(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return x.new_empty((*x.shape[:-1], weight.shape[0]))

@@ -27,6 +27,7 @@ class RmsNorm(Op):
 
     name = "rms_norm"
     schema = "(Tensor x, Tensor? weight, float eps, float offset=0.0) -> Tensor"
+    fixed_operands = ("weight",)
 
     def fake(self, x: torch.Tensor, weight: torch.Tensor | None, eps: float, offset: float = 0.0) -> torch.Tensor:
         return x.new_empty(x.shape)

@@ -27,6 +27,7 @@ class Ssd(Op):
         "float dt_min, float dt_max) -> Tensor"
     )
     mixes_tokens = True
+    fixed_operands = ("a", "d", "dt_bias")
 
     def fake(
         self,
