@@ -1,6 +1,11 @@
+#include <stdlib.h>  // defines __GLIBC__
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "cache_manager/state_pools.h"
 #include "core/error.h"
@@ -48,15 +53,17 @@ std::vector<ParamBinding> bindings_of(const ProgramSpec& program, const LoadedWe
 class CpuBackend final : public EngineBackend {
  public:
   CpuBackend(const std::string& artifact_dir, const EngineOptions& options, const LoadProgress& progress)
-      : options_(options), program_weights_(load_weight_program(artifact_dir)) {
+      : options_(options) {
+    process_bytes_ = resident_memory();
     ProgramSpec program = load_program(artifact_dir);
+    const WeightProgram weight_program = load_weight_program(artifact_dir);
     vocab_size_ = vocabulary_of(program);
     max_positions_ = program.max_positions;
     available_bytes_ = available_memory();
     // Options are checked before a thread is started for them.
     const int threads =
         options.num_threads > 0 ? std::min(options.num_threads, kMaxThreads) : available_processors();
-    const WeightPlan weight_plan = plan_weights(program_weights_, program.params, threads);
+    const WeightPlan weight_plan = plan_weights(weight_program, program.params, threads);
     const ModelFacts facts{vocab_size_, max_positions_,
                            weight_plan.resident_bytes + weight_plan.scratch_bytes};
     const CacheLimits limits = resolve_limits(options, facts, program.states, available_bytes_);
@@ -64,8 +71,7 @@ class CpuBackend final : public EngineBackend {
     const CachePlan plan = plan_caches(states, limits);
 
     pool_ = std::make_unique<ThreadPool>(threads);
-    weights_ = load_weights(program_weights_, artifact_dir, program.params, *pool_, progress);
-    program_weights_ = {};
+    weights_ = load_weights(weight_program, artifact_dir, program.params, *pool_, progress);
     pools_ = std::make_unique<HostStatePools>(plan);
     if (options.prefault) prefault();
     cache_ = std::make_unique<CacheManager>(plan, pools_.get());
@@ -111,6 +117,7 @@ class CpuBackend final : public EngineBackend {
                       {"total", weights + arena + caches.bytes() + sampler_->bytes()},
                       {"arena_lower_bound", memory.lower_bound},
                       {"workspace_in_arena", memory.workspace_bytes},
+                      {"process_at_start", process_bytes_},
                       {"available_at_start", available_bytes_}};
     plan["caches"] = caches_json(caches);
     return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -148,8 +155,7 @@ class CpuBackend final : public EngineBackend {
 
   // In the order of their dependencies: what comes later points into what came before.
   EngineOptions options_;
-  WeightProgram program_weights_;
-  int64_t vocab_size_ = 0, max_positions_ = 0, available_bytes_ = 0;
+  int64_t vocab_size_ = 0, max_positions_ = 0, available_bytes_ = 0, process_bytes_ = 0;
   std::unique_ptr<ThreadPool> pool_;
   LoadedWeights weights_;
   std::unique_ptr<HostStatePools> pools_;
@@ -163,7 +169,11 @@ class CpuBackend final : public EngineBackend {
 
 std::unique_ptr<EngineBackend> open_cpu_backend(const std::string& artifact_dir, const EngineOptions& options,
                                                 const LoadProgress& progress) {
-  return std::make_unique<CpuBackend>(artifact_dir, options, progress);
+  auto backend = std::make_unique<CpuBackend>(artifact_dir, options, progress);
+#if defined(__GLIBC__)
+  malloc_trim(0);  // what reading the artifact took is of no further use
+#endif
+  return backend;
 }
 
 }  // namespace autodeploy
