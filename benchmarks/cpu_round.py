@@ -129,14 +129,10 @@ def targets(found: dict[str, Any]) -> Iterator[Target]:
     yield Target("C++ tool, cold process to the first token", median("cold_start_tool_seconds"), 0.7, True, " s")
     yield Target("Python, cold process to the first token", median("cold_start_python_seconds"), 1.5, True, " s")
     memory = facts.get("memory")
-    planned = sum(memory["plan"].get(name, 0) for name in PLANNED) if memory else 0
+    planned = memory["plan"]["total"] if memory else 0
     yield Target("resident memory against the plan", memory["rss_bytes"] / planned if planned else None, 1.03, True)
     idle = facts.get("idle_cpu_share")
     yield Target("processor use while idle", None if idle is None else 100 * idle, 0.1, True, " % of a core")
-
-
-# Entries of the memory plan that are held while the engine runs; others are bounds and parts of these.
-PLANNED = ("weights", "arena", "workspace", "caches", "sampler", "overhead")
 
 
 def render(found: dict[str, Any], args: argparse.Namespace) -> str:

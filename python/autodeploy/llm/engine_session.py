@@ -32,7 +32,7 @@ class NativeEngine(Protocol):
 
     def stats(self) -> dict[str, Any]: ...
 
-    def health(self) -> Any: ...
+    def health(self) -> str | None: ...
 
     def close(self) -> None: ...
 
@@ -98,8 +98,8 @@ class EngineSession:
             self._check_open()
             return self._engine.stats()
 
-    def health(self) -> Any:
-        """The engine's own report of its health; after a fault, that fault."""
+    def health(self) -> str | None:
+        """Why the engine has stopped; None while it works."""
         with self._lock:
             if self._fault is not None:
                 return self._fault

@@ -181,8 +181,8 @@ class LLM:
         """The engine's counters: running and waiting requests, steps, pages in use."""
         return self._session.stats()
 
-    def health(self) -> Any:
-        """The engine's report of its health."""
+    def health(self) -> str | None:
+        """Why the engine has stopped; None while it works."""
         return self._session.health()
 
     def _load_chat_template(self, override: str | None) -> ChatTemplate | None:

@@ -113,8 +113,8 @@ class FakeEngine:
     def stats(self) -> dict[str, Any]:
         return {"num_running": len(self._requests)}
 
-    def health(self) -> str:
-        return "ok"
+    def health(self) -> str | None:
+        return None
 
     def close(self) -> None:
         with self._condition:
