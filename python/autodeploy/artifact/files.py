@@ -33,10 +33,9 @@ MAX_JSON_BYTES = 1 << 30
 class Provenance:
     """Where an artifact comes from.
 
-    `source` is the checkpoint on the machine that compiled it, `revision` the hub commit or package version it was, or
-    "" for local files; `versions` maps a package to the
-    version that compiled it; `remote_code` says whether code from the checkpoint was allowed to run; `options` are the
-    compiler's, free-form.
+    `source` is what the user named; `revision` the hub commit or package version it was found at, or "" for local
+    files; `versions` maps a package to the version that compiled it; `remote_code` says whether code from the
+    checkpoint was allowed to run; `options` are the compiler's, free-form.
     """
 
     source: str
