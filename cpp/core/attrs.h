@@ -14,8 +14,8 @@ using AttrValue = std::variant<bool, int64_t, double, std::string, std::vector<i
 class Attrs {
  public:
   void set(const std::string& name, AttrValue v) { map_[name] = std::move(v); }
-  // Each throws Error(kInvalidArtifact) naming the op, the attribute and the type when it is absent or of another type.
-  // number() accepts an integer too.
+  // Each throws Error(kInvalidArtifact) naming the op, the attribute and the type when it is absent or of
+  // another type. number() accepts an integer too.
   bool boolean(const std::string& name) const;
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;

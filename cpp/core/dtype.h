@@ -11,18 +11,39 @@ enum class DType : uint8_t { kF32, kF16, kBF16, kI64, kBool };
 
 constexpr int64_t dtype_size(DType t) {
   switch (t) {
-    case DType::kF32: return 4;
+    case DType::kF32:
+      return 4;
     case DType::kF16:
-    case DType::kBF16: return 2;
-    case DType::kI64: return 8;
-    case DType::kBool: return 1;
+    case DType::kBF16:
+      return 2;
+    case DType::kI64:
+      return 8;
+    case DType::kBool:
+      return 1;
   }
   return 0;
 }
 std::string_view dtype_name(DType t);
 
-// Formats of weight tensors as checkpoints store them. The Q formats are GGUF's: blocks of 32 along the last dimension.
-enum class Format : uint8_t { kF64, kF32, kF16, kBF16, kI64, kI32, kI16, kI8, kU8, kBool, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1 };
+// Formats of weight tensors as checkpoints store them. The Q formats are GGUF's: blocks of 32 along the last
+// dimension.
+enum class Format : uint8_t {
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1
+};
 
 struct FormatInfo {
   std::string_view name;  // as in weights.json

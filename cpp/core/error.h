@@ -8,13 +8,13 @@
 namespace autodeploy {
 
 enum class ErrorKind {
-  kInvalidArgument,   // a request or an option is out of range
-  kInvalidArtifact,   // malformed or inconsistent artifact or checkpoint
-  kUnsupported,       // valid, but nothing here can run it
-  kOutOfMemory,       // the plan does not fit the limits given
-  kIo,                // the operating system refused
+  kInvalidArgument,  // a request or an option is out of range
+  kInvalidArtifact,  // malformed or inconsistent artifact or checkpoint
+  kUnsupported,      // valid, but nothing here can run it
+  kOutOfMemory,      // the plan does not fit the limits given
+  kIo,               // the operating system refused
   kCancelled,
-  kInternal,          // our mistake
+  kInternal,  // our mistake
 };
 const char* error_kind_name(ErrorKind kind);
 
@@ -35,18 +35,21 @@ std::string concat(const Args&... args) {
   (out << ... << args);
   return out.str();
 }
-[[noreturn]] void icheck_failed(const char* file, int line, const char* condition, const std::string& message);
+[[noreturn]] void icheck_failed(const char* file, int line, const char* condition,
+                                const std::string& message);
 }  // namespace detail
 
 }  // namespace autodeploy
 
 // Throws autodeploy::Error of `kind` with the concatenated message unless `cond` holds.
-#define AD_CHECK(cond, kind, ...)                                                                       \
-  do {                                                                                                  \
-    if (!(cond)) throw ::autodeploy::Error((kind), ::autodeploy::detail::concat(__VA_ARGS__));          \
+#define AD_CHECK(cond, kind, ...)                                                              \
+  do {                                                                                         \
+    if (!(cond)) throw ::autodeploy::Error((kind), ::autodeploy::detail::concat(__VA_ARGS__)); \
   } while (0)
 // An invariant of our own, said in words.
-#define AD_ICHECK(cond, ...)                                                                            \
-  do {                                                                                                  \
-    if (!(cond)) ::autodeploy::detail::icheck_failed(__FILE__, __LINE__, #cond, ::autodeploy::detail::concat(__VA_ARGS__)); \
+#define AD_ICHECK(cond, ...)                                                          \
+  do {                                                                                \
+    if (!(cond))                                                                      \
+      ::autodeploy::detail::icheck_failed(__FILE__, __LINE__, #cond,                  \
+                                          ::autodeploy::detail::concat(__VA_ARGS__)); \
   } while (0)

@@ -26,8 +26,8 @@ struct StateSpec {
   int32_t page_size = 0;  // tokens per page, paged states only
 };
 
-// Memory of one state: component c of page or slot i starts at data[c] + i * bytes[c]. The layout inside a page or a slot belongs to
-// the kernels of the op that owns the state.
+// Memory of one state: component c of page or slot i starts at data[c] + i * bytes[c]. The layout inside a
+// page or a slot belongs to the kernels of the op that owns the state.
 struct StateMemory {
   std::vector<uint8_t*> data;
   std::vector<int64_t> bytes;

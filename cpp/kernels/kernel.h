@@ -27,13 +27,14 @@ struct Dim {
   bool operator==(const Dim&) const = default;
 };
 
-// An operand as the Program states it. Quantized or packed weights come as `weight`; everything else as a view.
+// An operand as the Program states it. Quantized or packed weights come as `weight`; everything else as a
+// view.
 struct OperandSpec {
   bool present = false;
   DType dtype = DType::kF32;
   std::vector<Dim> shape, stride;
   const PackedWeight* weight = nullptr;  // set for weight operands of embedding, linear, expert_linear
-  const void* constant = nullptr;        // start of the view's data when the operand is a plain param, else nullptr
+  const void* constant = nullptr;  // start of the view's data when the operand is a plain param, else nullptr
 };
 
 struct KernelSpec {
@@ -50,11 +51,11 @@ struct KernelSpec {
 };
 
 struct KernelCall {
-  std::span<const TensorView> in;   // weight operands are views with data == nullptr
+  std::span<const TensorView> in;  // weight operands are views with data == nullptr
   std::span<const TensorView> out;
   std::span<const StateMemory* const> states;
   const StepBatch* batch = nullptr;
-  uint8_t* workspace = nullptr;     // workspace_bytes() of this kernel, 64-byte aligned; contents undefined
+  uint8_t* workspace = nullptr;  // workspace_bytes() of this kernel, 64-byte aligned; contents undefined
   ThreadPool* pool = nullptr;
 };
 
@@ -67,8 +68,9 @@ class Kernel {
   virtual void run(const KernelCall& call) const = 0;
 };
 
-// Returns a kernel, or nullptr with the reason in *why when this one does not serve the spec; throws Error(kInvalidArtifact) when
-// the spec itself is wrong (shapes, dtypes, attributes): "[op] expected ..., found ...".
+// Returns a kernel, or nullptr with the reason in *why when this one does not serve the spec; throws
+// Error(kInvalidArtifact) when the spec itself is wrong (shapes, dtypes, attributes): "[op] expected ...,
+// found ...".
 using KernelFactory = std::unique_ptr<Kernel> (*)(const KernelSpec& spec, std::string* why);
 
 struct KernelEntry {

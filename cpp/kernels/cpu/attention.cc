@@ -1,4 +1,5 @@
-// attention: appends the step's keys and values to their pages, then softmax attention of each sequence over its own keys.
+// attention: appends the step's keys and values to their pages, then softmax attention of each sequence over
+// its own keys.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,7 +15,8 @@ constexpr int64_t kMinPiece = 128;  // keys of a single query that are worth a t
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// How one sequence's step is cut into tasks. Depends on its own lengths alone, so that its results depend on nothing else.
+// How one sequence's step is cut into tasks. Depends on its own lengths alone, so that its results depend on
+// nothing else.
 struct SequenceSplit {
   int64_t tokens_per_tile = 1;  // of the step's new tokens
   int64_t tiles = 1;
@@ -38,17 +40,20 @@ SequenceSplit choose_split(int64_t new_tokens, int64_t first_key, int64_t kv_len
 
 class Attention final : public Kernel {
  public:
-  Attention(const KernelSpec& spec, Isa isa) : kernels_(attention_kernels(isa)), max_seqs_(spec.max_seqs), threads_(spec.num_threads) {
+  Attention(const KernelSpec& spec, Isa isa)
+      : kernels_(attention_kernels(isa)), max_seqs_(spec.max_seqs), threads_(spec.num_threads) {
     const SpecCheck check(spec);
     check.arity(4, 1, 1);
-    const OperandSpec &q = check.input(0, "q", 3, 1), &k = check.input(1, "k", 3, 1), &v = check.input(2, "v", 3, 1);
+    const OperandSpec &q = check.input(0, "q", 3, 1), &k = check.input(1, "k", 3, 1),
+                      &v = check.input(2, "v", 3, 1);
     const OperandSpec* sinks = check.optional_input(3, "sinks", 1, 1);
     const OperandSpec& out = check.output(0, "out", 3, 1);
     q_heads_ = check.static_dim(q, "q", 1);
     kv_heads_ = check.static_dim(k, "k", 1);
     key_len_ = check.static_dim(q, "q", 2);
     value_len_ = check.static_dim(v, "v", 2);
-    check.that(q_heads_ % kv_heads_ == 0, "query heads in whole groups of key heads", shape_text(q.shape) + " and " + shape_text(k.shape));
+    check.that(q_heads_ % kv_heads_ == 0, "query heads in whole groups of key heads",
+               shape_text(q.shape) + " and " + shape_text(k.shape));
     check.shape(k, "k", {q.shape[0], fixed(kv_heads_), fixed(key_len_)});
     check.shape(v, "v", {q.shape[0], fixed(kv_heads_), fixed(value_len_)});
     check.shape(out, "out", {q.shape[0], fixed(q_heads_), fixed(value_len_)});
@@ -62,11 +67,13 @@ class Attention final : public Kernel {
     const StateSpec& state = spec.states[0];
     using Shape = std::vector<int64_t>;
     check.that(state.kind == StateSpec::Kind::kPaged && state.components.size() == 2 &&
-                   state.components[0].shape == Shape{kv_heads_, key_len_} && state.components[1].shape == Shape{kv_heads_, value_len_},
-               "a paged state of k [" + std::to_string(kv_heads_) + ", " + std::to_string(key_len_) + "] and v [" +
-                   std::to_string(kv_heads_) + ", " + std::to_string(value_len_) + "]",
+                   state.components[0].shape == Shape{kv_heads_, key_len_} &&
+                   state.components[1].shape == Shape{kv_heads_, value_len_},
+               "a paged state of k [" + std::to_string(kv_heads_) + ", " + std::to_string(key_len_) +
+                   "] and v [" + std::to_string(kv_heads_) + ", " + std::to_string(value_len_) + "]",
                "state '" + state.name + "'");
-    check.that(state.group >= 0 && state.page_size > 0, "a state with a page group", "state '" + state.name + "' without one");
+    check.that(state.group >= 0 && state.page_size > 0, "a state with a page group",
+               "state '" + state.name + "' without one");
     page_size_ = state.page_size;
     page_group_ = state.group;
     group_ = q_heads_ / kv_heads_;
@@ -75,18 +82,22 @@ class Attention final : public Kernel {
     name_ = std::string("attention.") + isa_name(isa);
     const int64_t keys = std::max<int64_t>(spec.max_seq_len, 1);
     max_pieces_ = std::min<int64_t>(kMaxPieces, (keys + kMinPiece - 1) / kMinPiece);
-    scratch_bytes_ = round_up(4 * (kAttendRows * (key_len_ + kKeyBlock + value_len_) + kKeyBlock * key_len_), 64);
+    scratch_bytes_ =
+        round_up(4 * (kAttendRows * (key_len_ + kKeyBlock + value_len_) + kKeyBlock * key_len_), 64);
     partial_bytes_ = round_up(4 * max_seqs_ * max_pieces_ * q_heads_ * partial_len(), 64);
     starts_bytes_ = round_up(8 * (max_seqs_ + 1), 64);
   }
 
   const char* name() const override { return name_.c_str(); }
-  int64_t workspace_bytes() const override { return starts_bytes_ + partial_bytes_ + threads_ * scratch_bytes_; }
+  int64_t workspace_bytes() const override {
+    return starts_bytes_ + partial_bytes_ + threads_ * scratch_bytes_;
+  }
 
   void run(const KernelCall& call) const override {
     append(call);
     const StepBatch& batch = *call.batch;
-    // starts[i]: first task of sequence i. Long tiles of prefills come first, so that no thread is left with one at the end.
+    // starts[i]: first task of sequence i. Long tiles of prefills come first, so that no thread is left with
+    // one at the end.
     int64_t* starts = reinterpret_cast<int64_t*>(call.workspace);
     int64_t tasks = 0;
     for (int64_t i = batch.num_seqs; i-- > 0;) {
@@ -147,20 +158,21 @@ class Attention final : public Kernel {
   void append(const KernelCall& call) const {
     const StepBatch& batch = *call.batch;
     const TensorView &k = call.in[1], &v = call.in[2];
-    call.pool->parallel_for(batch.num_seqs * kv_heads_, batch.num_tokens > 16 ? 1 : batch.num_seqs * kv_heads_,
-                            [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t seq = i / kv_heads_, head = i % kv_heads_;
-        const KeyValuePages kv = pages_of(call, seq, head);
-        const int64_t first = batch.query_start[seq], tokens = batch.query_start[seq + 1] - first;
-        for (int64_t t = 0; t < tokens; ++t) {
-          const int64_t at = batch.kv_len[seq] - tokens + t;
-          append_key(kv, at, k.as<const float>() + (first + t) * k.stride[0] + head * k.stride[1]);
-          std::memcpy(kv.value(at), v.as<const float>() + (first + t) * v.stride[0] + head * v.stride[1],
-                      static_cast<size_t>(value_len_) * sizeof(float));
-        }
-      }
-    });
+    call.pool->parallel_for(
+        batch.num_seqs * kv_heads_, batch.num_tokens > 16 ? 1 : batch.num_seqs * kv_heads_,
+        [&](int64_t begin, int64_t end, int) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t seq = i / kv_heads_, head = i % kv_heads_;
+            const KeyValuePages kv = pages_of(call, seq, head);
+            const int64_t first = batch.query_start[seq], tokens = batch.query_start[seq + 1] - first;
+            for (int64_t t = 0; t < tokens; ++t) {
+              const int64_t at = batch.kv_len[seq] - tokens + t;
+              append_key(kv, at, k.as<const float>() + (first + t) * k.stride[0] + head * k.stride[1]);
+              std::memcpy(kv.value(at), v.as<const float>() + (first + t) * v.stride[0] + head * v.stride[1],
+                          static_cast<size_t>(value_len_) * sizeof(float));
+            }
+          }
+        });
   }
 
   void append_key(const KeyValuePages& kv, int64_t at, const float* key) const {
@@ -177,15 +189,18 @@ class Attention final : public Kernel {
   void run_task(const KernelCall& call, int64_t seq, int64_t task, int thread) const {
     const StepBatch& batch = *call.batch;
     const SequenceSplit split = split_of(batch, seq);
-    const int64_t start = batch.query_start[seq], tokens = batch.query_start[seq + 1] - start, past = batch.kv_len[seq] - tokens;
+    const int64_t start = batch.query_start[seq], tokens = batch.query_start[seq + 1] - start,
+                  past = batch.kv_len[seq] - tokens;
     const int64_t piece = task % split.pieces, head_tile = task / split.pieces % head_tiles_;
     const int64_t kv_head = task / split.pieces / head_tiles_ % kv_heads_;
     const int64_t tile = split.tiles - 1 - task / split.pieces / head_tiles_ / kv_heads_;
-    const int64_t first_token = tile * split.tokens_per_tile, num_tokens = std::min(split.tokens_per_tile, tokens - first_token);
+    const int64_t first_token = tile * split.tokens_per_tile,
+                  num_tokens = std::min(split.tokens_per_tile, tokens - first_token);
     const int64_t first_head = kv_head * group_ + head_tile * heads_per_tile_;
     const int64_t num_heads = std::min(heads_per_tile_, (kv_head + 1) * group_ - first_head);
 
-    float* q = reinterpret_cast<float*>(call.workspace + starts_bytes_ + partial_bytes_ + thread * scratch_bytes_);
+    float* q =
+        reinterpret_cast<float*>(call.workspace + starts_bytes_ + partial_bytes_ + thread * scratch_bytes_);
     AttendTile t;
     t.rows = static_cast<int>(num_tokens * num_heads);
     t.q = q;
@@ -203,7 +218,8 @@ class Attention final : public Kernel {
       for (int64_t h = 0; h < num_heads; ++h, ++row) {
         t.low[row] = low;
         t.high[row] = high;
-        const float* from = in.as<const float>() + (start + first_token + i) * in.stride[0] + (first_head + h) * in.stride[1];
+        const float* from =
+            in.as<const float>() + (start + first_token + i) * in.stride[0] + (first_head + h) * in.stride[1];
         for (int64_t c = 0; c < key_len_; ++c) q[row * key_len_ + c] = from[c] * scale_;
       }
     }
@@ -221,13 +237,15 @@ class Attention final : public Kernel {
           to[1] = t.sum[row];
           std::memcpy(to + 2, t.o + row * value_len_, static_cast<size_t>(value_len_) * sizeof(float));
         } else {
-          finish(call, start + first_token + i, first_head + h, 1, t.max + row, t.sum + row, t.o + row * value_len_);
+          finish(call, start + first_token + i, first_head + h, 1, t.max + row, t.sum + row,
+                 t.o + row * value_len_);
         }
       }
     }
   }
 
-  void finish(const KernelCall& call, int64_t token, int64_t head, int64_t pieces, const float* max, const float* sum, const float* o) const {
+  void finish(const KernelCall& call, int64_t token, int64_t head, int64_t pieces, const float* max,
+              const float* sum, const float* o) const {
     const TensorView &out = call.out[0], &sinks = call.in[3];
     MergeRow row;
     row.pieces = pieces;
@@ -247,14 +265,15 @@ class Attention final : public Kernel {
     for (int64_t seq = 0; seq < batch.num_seqs && !any; ++seq) any = split_of(batch, seq).pieces > 1;
     if (!any) return;
     const int64_t rows = batch.num_seqs * q_heads_;
-    call.pool->parallel_for(rows, std::max<int64_t>(16384 / (max_pieces_ * value_len_), 1), [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t seq = i / q_heads_, head = i % q_heads_, pieces = split_of(batch, seq).pieces;
-        if (pieces <= 1) continue;
-        const float* p = partial(call, seq, head, 0);
-        finish(call, batch.query_start[seq], head, pieces, p, p + 1, p + 2);
-      }
-    });
+    call.pool->parallel_for(
+        rows, std::max<int64_t>(16384 / (max_pieces_ * value_len_), 1), [&](int64_t begin, int64_t end, int) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t seq = i / q_heads_, head = i % q_heads_, pieces = split_of(batch, seq).pieces;
+            if (pieces <= 1) continue;
+            const float* p = partial(call, seq, head, 0);
+            finish(call, batch.query_start[seq], head, pieces, p, p + 1, p + 2);
+          }
+        });
   }
 
   AttentionKernels kernels_;

@@ -1,4 +1,5 @@
-// causal_conv1d: depthwise convolution over the last K tokens of each sequence, the first K - 1 of a step coming from its state.
+// causal_conv1d: depthwise convolution over the last K tokens of each sequence, the first K - 1 of a step
+// coming from its state.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -64,7 +65,8 @@ class CausalConv1d : public Kernel {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t first = tile * kTileChannels, last = std::min(channels_, first + kTileChannels);
         arrange(call, first, last, weight, bias);
-        for (int64_t seq = 0; seq < call.batch->num_seqs; ++seq) run_one(call, seq, first, last, weight, bias, zeros);
+        for (int64_t seq = 0; seq < call.batch->num_seqs; ++seq)
+          run_one(call, seq, first, last, weight, bias, zeros);
       }
     });
   }
@@ -80,11 +82,12 @@ class CausalConv1d : public Kernel {
     }
   }
 
-  void run_one(const KernelCall& call, int64_t seq, int64_t first, int64_t last, const float* weight, const float* bias,
-               const float* zeros) const {
+  void run_one(const KernelCall& call, int64_t seq, int64_t first, int64_t last, const float* weight,
+               const float* bias, const float* zeros) const {
     const TensorView &x = call.in[0], &y = call.out[0];
     const StepBatch& batch = *call.batch;
-    const int64_t start = batch.query_start[seq], tokens = batch.query_start[seq + 1] - start, width = taps_ - 1;
+    const int64_t start = batch.query_start[seq], tokens = batch.query_start[seq + 1] - start,
+                  width = taps_ - 1;
     const StateMemory& memory = *call.states[0];
     float* state = reinterpret_cast<float*>(memory.data[0] + batch.slot[seq] * memory.bytes[0]) + first;
     ConvTile tile;
@@ -97,7 +100,8 @@ class CausalConv1d : public Kernel {
     tile.bias = bias + first;
     tile.silu = silu_;
     run_tile_(tile);
-    // The last K - 1 inputs become the state; rows move towards the front, so a row is read before it is overwritten.
+    // The last K - 1 inputs become the state; rows move towards the front, so a row is read before it is
+    // overwritten.
     const size_t bytes = static_cast<size_t>(tile.channels) * sizeof(float);
     for (int64_t i = 0; i < width; ++i) {
       const int64_t t = tokens - width + i;
@@ -122,11 +126,13 @@ std::unique_ptr<Kernel> make_causal_conv1d(const KernelSpec& spec, std::string* 
   if (spec.in[2].present) check.shape(spec.in[2], "bias", {x.shape[1]});
   check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", x.shape);
   const std::string& activation = spec.attrs.string("activation");
-  check.that(activation.empty() || activation == "silu", "activation \"\" or \"silu\"", "\"" + activation + "\"");
+  check.that(activation.empty() || activation == "silu", "activation \"\" or \"silu\"",
+             "\"" + activation + "\"");
   const StateSpec& state = spec.states[0];
   check.that(state.kind == StateSpec::Kind::kConv && state.components.size() == 1 &&
                  state.components[0].shape == std::vector<int64_t>({taps - 1, channels}),
-             "a conv state [K - 1, C] = [" + std::to_string(taps - 1) + ", " + std::to_string(channels) + "]", "another");
+             "a conv state [K - 1, C] = [" + std::to_string(taps - 1) + ", " + std::to_string(channels) + "]",
+             "another");
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2}, why)) return nullptr;
   if (state.components[0].dtype != DType::kF32) {
     *why = "serves float32 states only";

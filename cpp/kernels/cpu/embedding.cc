@@ -1,4 +1,5 @@
-// embedding: rows of a table by token id, dequantized on the way; the table may be the packed weight of a linear op.
+// embedding: rows of a table by token id, dequantized on the way; the table may be the packed weight of a
+// linear op.
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -36,7 +37,8 @@ class Embedding : public Kernel {
     return ids.as<const int64_t>()[offset];
   }
 
-  // Ids come checked from the engine; one that a program computed outside the table reads as NaN rather than as foreign memory.
+  // Ids come checked from the engine; one that a program computed outside the table reads as NaN rather than
+  // as foreign memory.
   void lookup(int64_t row, int64_t width, float* out) const {
     if (row >= 0) {
       for (const PackedSegment& segment : table_->segments) {

@@ -1,4 +1,5 @@
-// expert_linear: rows sorted by expert, then each expert's rows multiplied together (Shazeer et al. 2017, arXiv:1701.06538).
+// expert_linear: rows sorted by expert, then each expert's rows multiplied together (Shazeer et al. 2017,
+// arXiv:1701.06538).
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -24,7 +25,8 @@ class ExpertLinear final : public Kernel {
     const OperandSpec* bias = check.optional_input(3, "bias [E, N]", 2, 1);
     const OperandSpec& y = check.output(0, "the result [S, N]", 2, 1);
     repeat_ = check.integer("x_repeat", 1, 1 << 20);
-    check.that(weight.segments.size() == 1, "experts of one format", std::to_string(weight.segments.size()) + " segments");
+    check.that(weight.segments.size() == 1, "experts of one format",
+               std::to_string(weight.segments.size()) + " segments");
     check.that(ids.dtype == DType::kI64, "ids of dtype i64", std::string(dtype_name(ids.dtype)));
     segment_ = &weight.segments[0];
     experts_ = weight.shape[0], rows_ = weight.shape[1], cols_ = weight.shape[2];
@@ -37,10 +39,12 @@ class ExpertLinear final : public Kernel {
     if (bias) check.shape(*bias, "bias", {fixed(experts_), fixed(rows_)});
     const int64_t max_ids = check.max_rows(ids, 0), max_x = check.max_rows(x, 1);
     integer_ = mul_.integer(segment_->format);
-    quantized_bytes_ = integer_ ? aligned(max_x * cols_ / kBlockCols * static_cast<int64_t>(sizeof(QuantBlock))) : 0;
+    quantized_bytes_ =
+        integer_ ? aligned(max_x * cols_ / kBlockCols * static_cast<int64_t>(sizeof(QuantBlock))) : 0;
     order_bytes_ = aligned(max_ids * 4);
     count_bytes_ = aligned((experts_ + 1) * 4);
-    name_ = "expert_linear." + std::string(spec.exact ? "exact." : "") + std::string(format_info(segment_->format).name) + "." + isa_name(isa);
+    name_ = "expert_linear." + std::string(spec.exact ? "exact." : "") +
+            std::string(format_info(segment_->format).name) + "." + isa_name(isa);
   }
 
   const char* name() const override { return name_.c_str(); }
@@ -57,14 +61,17 @@ class ExpertLinear final : public Kernel {
     s.scratch = call.workspace + quantized_bytes_ + order_bytes_ + 2 * count_bytes_;
     const RowView x(call.in[0], 1), y(call.out[0], 1);
     if (integer_) {
-      call.pool->parallel_for(x.rows(), std::max<int64_t>(8192 / cols_, 1), [&](int64_t begin, int64_t end, int) {
-        for (int64_t t = begin; t < end; ++t) mul_.quantize(x.row(t), cols_, s.quantized + t * (cols_ / kBlockCols));
-      });
+      call.pool->parallel_for(x.rows(), std::max<int64_t>(8192 / cols_, 1),
+                              [&](int64_t begin, int64_t end, int) {
+                                for (int64_t t = begin; t < end; ++t)
+                                  mul_.quantize(x.row(t), cols_, s.quantized + t * (cols_ / kBlockCols));
+                              });
     }
     sort_rows(call.in[2], y, s);
     split(s);
     call.pool->parallel_for(s.tasks[experts_], 1, [&](int64_t task, int64_t end, int thread) {
-      for (; task < end; ++task) multiply(call.in[3], x, y, s, task, s.scratch + thread * mul_.scratch_bytes(cols_));
+      for (; task < end; ++task)
+        multiply(call.in[3], x, y, s, task, s.scratch + thread * mul_.scratch_bytes(cols_));
     });
   }
 
@@ -98,24 +105,32 @@ class ExpertLinear final : public Kernel {
     s.start[0] = 0;
   }
 
-  // Tasks: an expert's rows in blocks, times ranges of its groups. Few experts share their matrices among the threads.
+  // Tasks: an expert's rows in blocks, times ranges of its groups. Few experts share their matrices among the
+  // threads.
   void split(Step& s) const {
-    const int64_t block = mul_.token_block(segment_->format, cols_), granule = mul_.granule(segment_->format, Multiplier::kMaxTokens);
+    const int64_t block = mul_.token_block(segment_->format, cols_),
+                  granule = mul_.granule(segment_->format, Multiplier::kMaxTokens);
     int64_t blocks = 0;
     for (int64_t e = 0; e < experts_; ++e) blocks += (s.start[e + 1] - s.start[e] + block - 1) / block;
     const int64_t ways = blocks == 0 ? 1 : std::max<int64_t>(1, (4 * threads_ + blocks - 1) / blocks);
-    s.group_block = std::max<int64_t>(granule, ((groups_ + ways - 1) / ways + granule - 1) / granule * granule);
+    s.group_block =
+        std::max<int64_t>(granule, ((groups_ + ways - 1) / ways + granule - 1) / granule * granule);
     s.across = (groups_ + s.group_block - 1) / s.group_block;
     s.tasks[0] = 0;
     for (int64_t e = 0; e < experts_; ++e) {
-      s.tasks[e + 1] = s.tasks[e] + static_cast<int32_t>((s.start[e + 1] - s.start[e] + block - 1) / block * s.across);
+      s.tasks[e + 1] =
+          s.tasks[e] + static_cast<int32_t>((s.start[e + 1] - s.start[e] + block - 1) / block * s.across);
     }
   }
 
-  void multiply(const TensorView& bias, const RowView& x, const RowView& y, const Step& s, int64_t task, uint8_t* scratch) const {
-    const int64_t expert = std::upper_bound(s.tasks, s.tasks + experts_ + 1, task) - s.tasks - 1, local = task - s.tasks[expert];
-    const int64_t block = mul_.token_block(segment_->format, cols_), first = s.start[expert] + local / s.across * block;
-    const int64_t n = std::min<int64_t>(block, s.start[expert + 1] - first), group = local % s.across * s.group_block;
+  void multiply(const TensorView& bias, const RowView& x, const RowView& y, const Step& s, int64_t task,
+                uint8_t* scratch) const {
+    const int64_t expert = std::upper_bound(s.tasks, s.tasks + experts_ + 1, task) - s.tasks - 1,
+                  local = task - s.tasks[expert];
+    const int64_t block = mul_.token_block(segment_->format, cols_),
+                  first = s.start[expert] + local / s.across * block;
+    const int64_t n = std::min<int64_t>(block, s.start[expert + 1] - first),
+                  group = local % s.across * s.group_block;
     const float* xs[Multiplier::kMaxTokens];
     const QuantBlock* qs[Multiplier::kMaxTokens];
     float* ys[Multiplier::kMaxTokens];
@@ -126,7 +141,8 @@ class ExpertLinear final : public Kernel {
       ys[t] = y.row(row);
     }
     mul_.multiply(*segment_, expert, group, std::min(groups_, group + s.group_block),
-                  bias ? bias.as<const float>() + expert * bias.stride[0] : nullptr, TokenBlock{xs, qs, ys, n}, scratch);
+                  bias ? bias.as<const float>() + expert * bias.stride[0] : nullptr,
+                  TokenBlock{xs, qs, ys, n}, scratch);
   }
 
   Multiplier mul_;

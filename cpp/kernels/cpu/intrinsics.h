@@ -1,4 +1,5 @@
-// immintrin.h, without GCC 12's false warnings about the undefined registers that its own AVX-512 header starts from.
+// immintrin.h, without GCC 12's false warnings about the undefined registers that its own AVX-512 header
+// starts from.
 #pragma once
 
 #if defined(__x86_64__)

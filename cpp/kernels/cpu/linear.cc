@@ -10,7 +10,8 @@
 
 namespace autodeploy {
 
-LinearSplit choose_linear_split(int64_t tokens, int64_t groups, int64_t granule, int64_t token_limit, int threads) {
+LinearSplit choose_linear_split(int64_t tokens, int64_t groups, int64_t granule, int64_t token_limit,
+                                int threads) {
   const auto round_up = [&](int64_t n) { return std::max((n + granule - 1) / granule * granule, granule); };
   if (tokens <= kMaxTile) {
     // Bound by memory: few long streams per thread, some slack for a thread that lags.
@@ -18,9 +19,11 @@ LinearSplit choose_linear_split(int64_t tokens, int64_t groups, int64_t granule,
   }
   LinearSplit split{std::min(tokens, token_limit), granule};
   const auto tasks = [&] {
-    return ((tokens + split.token_block - 1) / split.token_block) * ((groups + split.group_block - 1) / split.group_block);
+    return ((tokens + split.token_block - 1) / split.token_block) *
+           ((groups + split.group_block - 1) / split.group_block);
   };
-  while (tasks() < 3 * threads && split.token_block > 48) split.token_block = (split.token_block / 2 + 23) / 24 * 24;
+  while (tasks() < 3 * threads && split.token_block > 48)
+    split.token_block = (split.token_block / 2 + 23) / 24 * 24;
   return split;
 }
 
@@ -48,10 +51,12 @@ class Linear final : public Kernel {
       row_ += s.rows;
       any_integer_ |= mul_.integer(s.format);
     }
-    quantized_bytes_ = any_integer_ ? check.max_rows(x, 1) * cols_ / kBlockCols * static_cast<int64_t>(sizeof(QuantBlock)) : 0;
+    quantized_bytes_ =
+        any_integer_ ? check.max_rows(x, 1) * cols_ / kBlockCols * static_cast<int64_t>(sizeof(QuantBlock))
+                     : 0;
     quantized_bytes_ = (quantized_bytes_ + 63) / 64 * 64;
-    name_ = "linear." + std::string(spec.exact ? "exact." : "") + std::string(format_info(weight_->segments[0].format).name) + "." +
-            isa_name(isa);
+    name_ = "linear." + std::string(spec.exact ? "exact." : "") +
+            std::string(format_info(weight_->segments[0].format).name) + "." + isa_name(isa);
   }
 
   const char* name() const override { return name_.c_str(); }
@@ -101,10 +106,12 @@ class Linear final : public Kernel {
     int64_t first_group, first_row;
   };
 
-  void multiply_groups(int64_t begin, int64_t end, const float* bias, const TokenBlock& block, uint8_t* scratch) const {
+  void multiply_groups(int64_t begin, int64_t end, const float* bias, const TokenBlock& block,
+                       uint8_t* scratch) const {
     float* y[Multiplier::kMaxTokens];
     for (const Part& p : parts_) {
-      const int64_t a = std::max(begin, p.first_group), b = std::min(end, p.first_group + groups_per_part(p.segment->rows));
+      const int64_t a = std::max(begin, p.first_group),
+                    b = std::min(end, p.first_group + groups_per_part(p.segment->rows));
       if (a >= b) continue;
       for (int64_t t = 0; t < block.tokens; ++t) y[t] = block.y[t] + p.first_row;
       mul_.multiply(*p.segment, 0, a - p.first_group, b - p.first_group, bias ? bias + p.first_row : nullptr,

@@ -1,8 +1,10 @@
-// Integer products of block-quantized weights with activations quantized in blocks of 32: the fast mode of linear and expert_linear.
+// Integer products of block-quantized weights with activations quantized in blocks of 32: the fast mode of
+// linear and expert_linear.
 //
-// A block's product is  (sum u*q - zero * sum q) * d_w * d_x + m_w * (d_x * sum q) : the sums are exact integers, and the two float32 terms are
-// added block by block in order of the columns. Every kernel of one instruction set does the same float operations for one output element, so a
-// token's result does not depend on how many tokens ride along, on tiles or on threads.
+// A block's product is  (sum u*q - zero * sum q) * d_w * d_x + m_w * (d_x * sum q) : the sums are exact
+// integers, and the two float32 terms are added block by block in order of the columns. Every kernel of one
+// instruction set does the same float operations for one output element, so a token's result does not depend
+// on how many tokens ride along, on tiles or on threads.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +14,9 @@
 
 namespace autodeploy {
 
-// The bits of 1.5 * 2^23: added to an integer below 2^22 they make the float 1.5 * 2^23 + integer. Its product with a scale s, less 1.5 * 2^23 * s, is
-// rounded once, since s has the 11 bits of a float16: one fused operation both converts and scales a sum.
+// The bits of 1.5 * 2^23: added to an integer below 2^22 they make the float 1.5 * 2^23 + integer. Its
+// product with a scale s, less 1.5 * 2^23 * s, is rounded once, since s has the 11 bits of a float16: one
+// fused operation both converts and scales a sum.
 constexpr int32_t kMagicBits = 0x4b400000;
 constexpr float kMagic = 0x1.8p23f;
 
@@ -45,7 +48,8 @@ struct Int8Tile {
   float* y[kMaxTile];
 };
 
-// The weight rows of a call: whole groups (packed_layout.h), `rows` of them wanted; a row's bias, if any, at the row's index.
+// The weight rows of a call: whole groups (packed_layout.h), `rows` of them wanted; a row's bias, if any, at
+// the row's index.
 struct Int8Rows {
   Format format;
   int64_t blocks;  // of 32 columns
@@ -61,7 +65,8 @@ struct Int8Kernels {
   int direct_tokens;
   void (*direct)(const Int8Rows& rows, const uint8_t* groups, const Int8Tile& tile, int tokens);
 
-  // For many tokens: up to panel_groups groups are unpacked once (panel_bytes of scratch), then multiplied with tile after tile of up to panel_tokens.
+  // For many tokens: up to panel_groups groups are unpacked once (panel_bytes of scratch), then multiplied
+  // with tile after tile of up to panel_tokens.
   int panel_groups, panel_tokens;
   int64_t (*panel_bytes)(int64_t blocks);
   void (*unpack)(const Int8Rows& rows, const uint8_t* groups, uint8_t* panel);

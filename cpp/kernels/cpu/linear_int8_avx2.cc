@@ -1,4 +1,5 @@
-// AVX2: products of unsigned and signed bytes in pairs of 16 bits, added up in 16 bits as far as that is exact.
+// AVX2: products of unsigned and signed bytes in pairs of 16 bits, added up in 16 bits as far as that is
+// exact.
 #include "kernels/cpu/linear_int8.h"
 
 #if defined(__x86_64__)
@@ -64,7 +65,8 @@ struct Sums<Format::kQ8_0> {
 
 }  // namespace
 
-const Int8Kernels kInt8Avx2 = {quantize, kDirectTokens, direct, kPanelGroups, kPanelTokens, panel_bytes, unpack, panel};
+const Int8Kernels kInt8Avx2 = {quantize,     kDirectTokens, direct, kPanelGroups,
+                               kPanelTokens, panel_bytes,   unpack, panel};
 
 }  // namespace autodeploy
 

@@ -1,4 +1,5 @@
-// AVX-512 VNNI: one register holds 4 columns of 16 rows, and a broadcast of 4 activations multiplies them all.
+// AVX-512 VNNI: one register holds 4 columns of 16 rows, and a broadcast of 4 activations multiplies them
+// all.
 #include "kernels/cpu/linear_int8.h"
 
 #if defined(__x86_64__)
@@ -13,7 +14,9 @@
 #include "kernels/cpu/packed_layout.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
@@ -32,7 +35,8 @@ void quantize(const float* x, int64_t blocks, QuantBlock* out) {
     const bool nan = _mm512_cmp_ps_mask(lo, hi, _CMP_UNORD_Q) != 0;
     const bool tiny = amax < 1e-30f;  // its reciprocal would overflow
     const __m512 inverse = _mm512_set1_ps(tiny ? 0.0f : 127.0f / amax);
-    const __m512i qlo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse)), qhi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
+    const __m512i qlo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse)),
+                  qhi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
     const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qlo, qhi));
     _mm_store_si128(reinterpret_cast<__m128i*>(out->q), _mm512_cvtsepi32_epi8(qlo));
     _mm_store_si128(reinterpret_cast<__m128i*>(out->q + 16), _mm512_cvtsepi32_epi8(qhi));
@@ -41,7 +45,9 @@ void quantize(const float* x, int64_t blocks, QuantBlock* out) {
 }
 
 inline __m512i load_plane(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline __m512 load_scales(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline __m512 load_scales(const uint8_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 inline __m512i four(const QuantBlock* x, int j) {
   int32_t bits;
   std::memcpy(&bits, x->q + 4 * j, 4);
@@ -81,7 +87,9 @@ template <int kZero>
 inline __m512i start(const QuantBlock* x) {
   if constexpr (kZero == 0) return _mm512_set1_epi32(kMagicBits);
   if constexpr (kZero == 8) return _mm512_set1_epi32(x->start8);
-  if constexpr (kZero == 16) return _mm512_sub_epi32(_mm512_slli_epi32(_mm512_set1_epi32(x->start8), 1), _mm512_set1_epi32(kMagicBits));
+  if constexpr (kZero == 16)
+    return _mm512_sub_epi32(_mm512_slli_epi32(_mm512_set1_epi32(x->start8), 1),
+                            _mm512_set1_epi32(kMagicBits));
   return _mm512_set1_epi32(x->start128);
 }
 // sum + (acc - kMagic) * dw * d with offset = -kMagic * dw.
@@ -89,7 +97,9 @@ inline __m512 add_scaled(__m512 sum, __m512i acc, __m512 dw, __m512 offset, floa
   return _mm512_fmadd_ps(_mm512_fmadd_ps(_mm512_castsi512_ps(acc), dw, offset), _mm512_set1_ps(d), sum);
 }
 
-inline __mmask16 wanted(int64_t rows) { return rows >= kGroupRows ? 0xffff : static_cast<__mmask16>((1u << rows) - 1); }
+inline __mmask16 wanted(int64_t rows) {
+  return rows >= kGroupRows ? 0xffff : static_cast<__mmask16>((1u << rows) - 1);
+}
 
 inline void store_rows(float* y, __m512 sum, const float* bias, __mmask16 mask) {
   if (bias) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, bias));
@@ -98,7 +108,8 @@ inline void store_rows(float* y, __m512 sum, const float* bias, __mmask16 mask) 
 
 template <Format F, int MT>
 void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& tile) {
-  constexpr int64_t kScale = packed_scale_bytes(F), kQuant = packed_quant_bytes(F), kLines = (kScale + kQuant + 63) / 64;
+  constexpr int64_t kScale = packed_scale_bytes(F), kQuant = packed_quant_bytes(F),
+                    kLines = (kScale + kQuant + 63) / 64;
   const int64_t nb = rows.blocks;
   const QuantBlock* x[MT];
 #pragma GCC unroll 8
@@ -112,7 +123,8 @@ void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& t
     for (int m = 0; m < MT; ++m) sum[m] = _mm512_setzero_ps();
     for (int64_t b = 0; b < nb; ++b, scales += kScale, quants += kQuant, ahead += kScale + kQuant) {
 #pragma GCC unroll 9
-      for (int l = 0; l < kLines; ++l) _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * l), _MM_HINT_T0);
+      for (int l = 0; l < kLines; ++l)
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * l), _MM_HINT_T0);
       __m512i w[8];
       unpack_planes<F>(quants, w);
       const __m512 dw = load_scales(scales), offset = _mm512_mul_ps(dw, _mm512_set1_ps(-kMagic));
@@ -134,7 +146,8 @@ void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& t
     }
     const __mmask16 mask = wanted(rows.rows - row);
 #pragma GCC unroll 8
-    for (int m = 0; m < MT; ++m) store_rows(tile.y[m] + row, sum[m], rows.bias ? rows.bias + row : nullptr, mask);
+    for (int m = 0; m < MT; ++m)
+      store_rows(tile.y[m] + row, sum[m], rows.bias ? rows.bias + row : nullptr, mask);
   }
 }
 
@@ -147,7 +160,8 @@ template <Format F>
 void unpack_groups(const Int8Rows& rows, const uint8_t* group, uint8_t* panel) {
   constexpr int64_t kScale = packed_scale_bytes(F), kQuant = packed_quant_bytes(F);
   const int64_t nb = rows.blocks;
-  for (int64_t row = 0; row < rows.rows; row += kGroupRows, group += nb * (kScale + kQuant), panel += nb * kPanelBlock) {
+  for (int64_t row = 0; row < rows.rows;
+       row += kGroupRows, group += nb * (kScale + kQuant), panel += nb * kPanelBlock) {
     float* scales = reinterpret_cast<float*>(panel + nb * 8 * kPlane);
     for (int64_t b = 0; b < nb; ++b) {
       __m512i w[8];
@@ -198,7 +212,8 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
     }
 #pragma GCC unroll 2
     for (int g = 0; g < NT; ++g) {
-      const float* group_scales = reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(scales) + g * group_bytes);
+      const float* group_scales =
+          reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(scales) + g * group_bytes);
       const __m512 dw = _mm512_load_ps(group_scales), offset = _mm512_mul_ps(dw, _mm512_set1_ps(-kMagic));
 #pragma GCC unroll 8
       for (int m = 0; m < MT; ++m) sum[m][g] = add_scaled(sum[m][g], acc[m][g], dw, offset, x[m][b].d);
@@ -214,7 +229,8 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
     const __mmask16 mask = wanted(rows.rows - g * kGroupRows);
 #pragma GCC unroll 8
     for (int m = 0; m < MT; ++m) {
-      store_rows(tile.y[m] + g * kGroupRows, sum[m][g], rows.bias ? rows.bias + g * kGroupRows : nullptr, mask);
+      store_rows(tile.y[m] + g * kGroupRows, sum[m][g], rows.bias ? rows.bias + g * kGroupRows : nullptr,
+                 mask);
     }
   }
 }
@@ -223,7 +239,8 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
 
 }  // namespace
 
-const Int8Kernels kInt8Avx512Vnni = {quantize, kDirectTokens, direct, kPanelGroups, kPanelTokens, panel_bytes, unpack, panel};
+const Int8Kernels kInt8Avx512Vnni = {quantize,     kDirectTokens, direct, kPanelGroups,
+                                     kPanelTokens, panel_bytes,   unpack, panel};
 
 }  // namespace autodeploy
 

@@ -38,7 +38,8 @@ struct Sums {
 
 }  // namespace
 
-const Int8Kernels kInt8AvxVnni = {quantize, kDirectTokens, direct, kPanelGroups, kPanelTokens, panel_bytes, unpack, panel};
+const Int8Kernels kInt8AvxVnni = {quantize,     kDirectTokens, direct, kPanelGroups,
+                                  kPanelTokens, panel_bytes,   unpack, panel};
 
 }  // namespace autodeploy
 

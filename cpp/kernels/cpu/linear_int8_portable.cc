@@ -30,7 +30,8 @@ void quantize(const float* x, int64_t blocks, QuantBlock* out) {
     int sum = 0;
     for (int i = 0; i < kBlockCols; ++i) {
       const float v = x[i] * inverse;
-      const int q = std::fabs(v) < 127.5f ? static_cast<int>(std::nearbyintf(v)) : 0;  // inf and NaN live in d
+      const int q =
+          std::fabs(v) < 127.5f ? static_cast<int>(std::nearbyintf(v)) : 0;  // inf and NaN live in d
       out->q[i] = static_cast<int8_t>(q);
       sum += q;
     }
@@ -71,7 +72,8 @@ constexpr int64_t kPanelBlock = 8 * kPlane + 2 * kGroupRows * 4;
 int64_t panel_bytes(int64_t blocks) { return blocks * kPanelBlock; }
 
 template <Format F>
-inline void block_product(const uint8_t* planes, const float* dw, const float* mw, const QuantBlock& x, float* sum) {
+inline void block_product(const uint8_t* planes, const float* dw, const float* mw, const QuantBlock& x,
+                          float* sum) {
   int32_t acc[kGroupRows];
   for (int r = 0; r < kGroupRows; ++r) acc[r] = x.start(quant_zero(F)) - kMagicBits;
   for (int j = 0; j < 8; ++j) {
@@ -105,7 +107,8 @@ void direct_groups(const Int8Rows& rows, const uint8_t* group, const Int8Tile& t
       if constexpr (has_minimum(F)) widen_scales(group + b * kScale + 2 * kGroupRows, mw);
       for (int m = 0; m < MT; ++m) block_product<F>(planes, dw, mw, tile.x[m][b], sum[m]);
     }
-    for (int m = 0; m < MT; ++m) store_rows(tile.y[m] + row, sum[m], rows.bias ? rows.bias + row : nullptr, rows.rows - row);
+    for (int m = 0; m < MT; ++m)
+      store_rows(tile.y[m] + row, sum[m], rows.bias ? rows.bias + row : nullptr, rows.rows - row);
   }
 }
 
@@ -117,7 +120,8 @@ void unpack_groups(const Int8Rows& rows, const uint8_t* group, uint8_t* panel) {
   for (int64_t b = 0; b < nb; ++b) {
     unpack_planes<F>(group + nb * kScale + b * kQuant, panel + b * 8 * kPlane);
     widen_scales(group + b * kScale, scales + b * kGroupRows);
-    if constexpr (has_minimum(F)) widen_scales(group + b * kScale + 2 * kGroupRows, scales + (nb + b) * kGroupRows);
+    if constexpr (has_minimum(F))
+      widen_scales(group + b * kScale + 2 * kGroupRows, scales + (nb + b) * kGroupRows);
   }
 }
 
@@ -129,7 +133,8 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
   float sum[MT][kGroupRows] = {};
   for (int64_t b = 0; b < nb; ++b) {
     const float* dw = scales + b * kGroupRows;
-    for (int m = 0; m < MT; ++m) block_product<F>(panel + b * 8 * kPlane, dw, dw + nb * kGroupRows, tile.x[m][b], sum[m]);
+    for (int m = 0; m < MT; ++m)
+      block_product<F>(panel + b * 8 * kPlane, dw, dw + nb * kGroupRows, tile.x[m][b], sum[m]);
   }
   for (int m = 0; m < MT; ++m) store_rows(tile.y[m], sum[m], rows.bias, rows.rows);
 }
@@ -138,6 +143,7 @@ void panel_tile(const Int8Rows& rows, const uint8_t* panel, const Int8Tile& tile
 
 }  // namespace
 
-const Int8Kernels kInt8Portable = {quantize, kDirectTokens, direct, kPanelGroups, kPanelTokens, panel_bytes, unpack, panel};
+const Int8Kernels kInt8Portable = {quantize,     kDirectTokens, direct, kPanelGroups,
+                                   kPanelTokens, panel_bytes,   unpack, panel};
 
 }  // namespace autodeploy

@@ -9,11 +9,15 @@ namespace autodeploy {
 const Int8Kernels& int8_kernels(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
-    case Isa::kPortable: return kInt8Portable;
+    case Isa::kPortable:
+      return kInt8Portable;
     case Isa::kAvx2:
-    case Isa::kAvx512: return kInt8Avx2;
-    case Isa::kAvxVnni: return kInt8AvxVnni;
-    case Isa::kAvx512Vnni: return kInt8Avx512Vnni;
+    case Isa::kAvx512:
+      return kInt8Avx2;
+    case Isa::kAvxVnni:
+      return kInt8AvxVnni;
+    case Isa::kAvx512Vnni:
+      return kInt8Avx512Vnni;
   }
 #endif
   static_cast<void>(isa);
@@ -36,25 +40,29 @@ int64_t Multiplier::token_block(Format f, int64_t cols) const {
   return std::clamp(kCacheBytes / row_bytes / 24 * 24, int64_t{24}, kMaxTokens);
 }
 
-void Multiplier::multiply(const PackedSegment& s, int64_t part, int64_t begin, int64_t end, const float* bias, const TokenBlock& block,
-                          uint8_t* scratch) const {
+void Multiplier::multiply(const PackedSegment& s, int64_t part, int64_t begin, int64_t end, const float* bias,
+                          const TokenBlock& block, uint8_t* scratch) const {
   const int64_t group_bytes = packed_group_bytes(s.format, s.cols);
   const uint8_t* groups = s.data + part * groups_per_part(s.group_rows) * group_bytes;
   if (integer(s.format)) return multiply_integer(s, groups, begin, end, s.group_rows, bias, block, scratch);
   float* y[kMaxTokens];
   for (int64_t g = begin; g < end; g += f32_.tile_groups) {
-    const int64_t row = g * kGroupRows, last_row = std::min(s.group_rows, std::min(end, g + f32_.tile_groups) * kGroupRows);
+    const int64_t row = g * kGroupRows,
+                  last_row = std::min(s.group_rows, std::min(end, g + f32_.tile_groups) * kGroupRows);
     for (int64_t t = 0; t < block.tokens; ++t) y[t] = block.y[t] + row;
     const F32Rows rows{s.format, s.cols, last_row - row, bias ? bias + row : nullptr};
-    f32_.multiply(rows, groups + g * group_bytes, block.x, y, block.tokens, reinterpret_cast<float*>(scratch));
+    f32_.multiply(rows, groups + g * group_bytes, block.x, y, block.tokens,
+                  reinterpret_cast<float*>(scratch));
   }
 }
 
-void Multiplier::multiply_integer(const PackedSegment& s, const uint8_t* groups, int64_t begin, int64_t end, int64_t num_rows,
-                                  const float* bias, const TokenBlock& block, uint8_t* scratch) const {
+void Multiplier::multiply_integer(const PackedSegment& s, const uint8_t* groups, int64_t begin, int64_t end,
+                                  int64_t num_rows, const float* bias, const TokenBlock& block,
+                                  uint8_t* scratch) const {
   const int64_t group_bytes = packed_group_bytes(s.format, s.cols), blocks = s.cols / kBlockCols;
   const bool direct = block.tokens <= int8_.direct_tokens;
-  const int64_t step = direct ? end - begin : int8_.panel_groups, tile_tokens = direct ? int8_.direct_tokens : int8_.panel_tokens;
+  const int64_t step = direct ? end - begin : int8_.panel_groups,
+                tile_tokens = direct ? int8_.direct_tokens : int8_.panel_tokens;
   for (int64_t g = begin; g < end; g += step) {
     const int64_t row = g * kGroupRows, last_row = std::min(num_rows, std::min(end, g + step) * kGroupRows);
     const Int8Rows rows{s.format, blocks, last_row - row, bias ? bias + row : nullptr};

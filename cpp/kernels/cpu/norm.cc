@@ -49,7 +49,8 @@ class Norm : public Kernel {
   const char* name() const override { return name_.c_str(); }
   void run(const KernelCall& call) const override {
     const int64_t len = call.in[0].shape[call.in[0].ndim - 1];
-    const RowView x(call.in[0], 1), y(call.out[0], 1), residual(call.in[residual_ ? 1 : 0], 1), sum(call.out[residual_ ? 1 : 0], 1);
+    const RowView x(call.in[0], 1), y(call.out[0], 1), residual(call.in[residual_ ? 1 : 0], 1),
+        sum(call.out[residual_ ? 1 : 0], 1);
     const int64_t grain = 1 + 8192 / (len + 1);  // small work stays on one thread
     call.pool->parallel_for(x.rows(), grain, [&](int64_t begin, int64_t end, int) {
       NormRow row;
@@ -72,16 +73,20 @@ class Norm : public Kernel {
   std::string name_;
 };
 
-std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, Isa isa, RowFn fn, bool residual, bool bias) {
+std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, Isa isa, RowFn fn, bool residual,
+                             bool bias) {
   const SpecCheck check(spec);
   check.arity(size_t{2} + residual + bias, residual ? 2 : 1);
   const OperandSpec& x = check.input(0, "x [M, H]", 1, 1, true);
-  check.that(check.static_dim(x, "x", x.shape.size() - 1) > 0, "rows that are not empty", shape_text(x.shape));
+  check.that(check.static_dim(x, "x", x.shape.size() - 1) > 0, "rows that are not empty",
+             shape_text(x.shape));
   if (residual) check.shape(check.input(1, "residual [M, H]", 1, 1, true), "residual", x.shape);
   for (size_t i = residual ? 2 : 1; i < spec.in.size(); ++i) {
-    if (const OperandSpec* w = check.optional_input(i, "weight or bias [H]", 1, 1)) check.shape(*w, "weight or bias", {x.shape.back()});
+    if (const OperandSpec* w = check.optional_input(i, "weight or bias [H]", 1, 1))
+      check.shape(*w, "weight or bias", {x.shape.back()});
   }
-  for (size_t i = 0; i < spec.out.size(); ++i) check.shape(check.output(i, "a result [M, H]", 1, 1, true), "a result", x.shape);
+  for (size_t i = 0; i < spec.out.size(); ++i)
+    check.shape(check.output(i, "a result [M, H]", 1, 1, true), "a result", x.shape);
   check.finite("eps");
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1}, why)) return nullptr;
   return std::make_unique<Norm>(spec, isa, fn, residual, bias);

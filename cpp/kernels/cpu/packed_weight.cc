@@ -41,7 +41,8 @@ void pack_block(Format f, const uint8_t* src, int64_t lane, uint8_t* scales, uin
     std::memcpy(&high, src, 4);
     src += 4;
     for (int j = 0; j < 8; ++j) {
-      set_fifth_bits(quants + 8 * j + lane / 2, static_cast<int>(lane % 2) * 4, static_cast<uint8_t>(high >> (4 * j) & 0xf));
+      set_fifth_bits(quants + 8 * j + lane / 2, static_cast<int>(lane % 2) * 4,
+                     static_cast<uint8_t>(high >> (4 * j) & 0xf));
     }
     quants += kPlane;
   }
@@ -65,25 +66,37 @@ void pack_plain_group(const T* src, int64_t cols, T* group) {
 }
 
 void pack_row(const PackedSegment& s, const uint8_t* src, int64_t lane, uint8_t* group) {
-  if (s.format == Format::kF32) return pack_plain(reinterpret_cast<const uint32_t*>(src), s.cols, lane, reinterpret_cast<uint32_t*>(group));
-  if (!is_quantized(s.format)) return pack_plain(reinterpret_cast<const uint16_t*>(src), s.cols, lane, reinterpret_cast<uint16_t*>(group));
-  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format), quant_bytes = packed_quant_bytes(s.format);
+  if (s.format == Format::kF32)
+    return pack_plain(reinterpret_cast<const uint32_t*>(src), s.cols, lane,
+                      reinterpret_cast<uint32_t*>(group));
+  if (!is_quantized(s.format))
+    return pack_plain(reinterpret_cast<const uint16_t*>(src), s.cols, lane,
+                      reinterpret_cast<uint16_t*>(group));
+  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format),
+                quant_bytes = packed_quant_bytes(s.format);
   const int64_t block_bytes = format_info(s.format).block_bytes;
   uint8_t* quants = group + nb * scale_bytes;
   for (int64_t b = 0; b < nb; ++b) {
-    pack_block(s.format, src ? src + b * block_bytes : nullptr, lane, group + b * scale_bytes, quants + b * quant_bytes);
+    pack_block(s.format, src ? src + b * block_bytes : nullptr, lane, group + b * scale_bytes,
+               quants + b * quant_bytes);
   }
 }
 
 void pack_group(const PackedSegment& s, const uint8_t* src, uint8_t* group) {
-  if (s.format == Format::kF32) return pack_plain_group(reinterpret_cast<const uint32_t*>(src), s.cols, reinterpret_cast<uint32_t*>(group));
-  if (!is_quantized(s.format)) return pack_plain_group(reinterpret_cast<const uint16_t*>(src), s.cols, reinterpret_cast<uint16_t*>(group));
-  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format), quant_bytes = packed_quant_bytes(s.format);
+  if (s.format == Format::kF32)
+    return pack_plain_group(reinterpret_cast<const uint32_t*>(src), s.cols,
+                            reinterpret_cast<uint32_t*>(group));
+  if (!is_quantized(s.format))
+    return pack_plain_group(reinterpret_cast<const uint16_t*>(src), s.cols,
+                            reinterpret_cast<uint16_t*>(group));
+  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format),
+                quant_bytes = packed_quant_bytes(s.format);
   const int64_t block_bytes = format_info(s.format).block_bytes, row_bytes = nb * block_bytes;
   uint8_t* quants = group + nb * scale_bytes;
   for (int64_t b = 0; b < nb; ++b) {
     for (int64_t lane = 0; lane < kGroupRows; ++lane) {
-      pack_block(s.format, src + lane * row_bytes + b * block_bytes, lane, group + b * scale_bytes, quants + b * quant_bytes);
+      pack_block(s.format, src + lane * row_bytes + b * block_bytes, lane, group + b * scale_bytes,
+                 quants + b * quant_bytes);
     }
   }
 }
@@ -92,13 +105,13 @@ void pack_group(const PackedSegment& s, const uint8_t* src, uint8_t* group) {
 
 PackedSegment plan_packed_segment(Format format, int64_t rows, int64_t cols, int64_t group_rows) {
   AD_CHECK(is_quantized(format) || plain_bytes(format), ErrorKind::kUnsupported,
-           "[weight] expected one of f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 for a multiplied weight, found ", format_info(format).name,
-           "; cast it in the weight program");
+           "[weight] expected one of f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 for a multiplied weight, found ",
+           format_info(format).name, "; cast it in the weight program");
   AD_CHECK(rows >= 0 && cols >= 0 && group_rows > 0 && rows % group_rows == 0, ErrorKind::kInvalidArtifact,
            "[weight] expected rows in whole parts of ", group_rows, ", found [", rows, ", ", cols, "]");
   const int64_t row_bytes = format_row_bytes(format, cols);  // checks the block length
-  AD_CHECK(row_bytes == 0 || rows < (int64_t{1} << 46) / row_bytes, ErrorKind::kInvalidArtifact, "[weight] [", rows, ", ", cols,
-           "] is too large");
+  AD_CHECK(row_bytes == 0 || rows < (int64_t{1} << 46) / row_bytes, ErrorKind::kInvalidArtifact, "[weight] [",
+           rows, ", ", cols, "] is too large");
   PackedSegment s;
   s.format = format;
   s.rows = rows;
@@ -111,7 +124,8 @@ PackedSegment plan_packed_segment(Format format, int64_t rows, int64_t cols, int
 
 void pack_rows(const PackedSegment& s, int64_t row_begin, int64_t num_rows, const void* src, uint8_t* dst) {
   AD_ICHECK(row_begin >= 0 && num_rows >= 0 && row_begin + num_rows <= s.rows, "rows lie inside the segment");
-  const int64_t row_bytes = format_row_bytes(s.format, s.cols), group_bytes = packed_group_bytes(s.format, s.cols);
+  const int64_t row_bytes = format_row_bytes(s.format, s.cols),
+                group_bytes = packed_group_bytes(s.format, s.cols);
   const uint8_t* from = static_cast<const uint8_t*>(src);
   for (int64_t row = row_begin; row < row_begin + num_rows;) {
     const PackedRow at = locate_row(s, row);
@@ -145,10 +159,12 @@ void unpack_row(const PackedSegment& s, int64_t row, float* dst) {
   if (!is_quantized(s.format)) {
     const uint16_t* src = reinterpret_cast<const uint16_t*>(group) + at.lane;
     const bool bf16 = s.format == Format::kBF16;
-    for (int64_t k = 0; k < s.cols; ++k) dst[k] = bf16 ? bf16_to_float(src[k * kGroupRows]) : half_to_float(src[k * kGroupRows]);
+    for (int64_t k = 0; k < s.cols; ++k)
+      dst[k] = bf16 ? bf16_to_float(src[k * kGroupRows]) : half_to_float(src[k * kGroupRows]);
     return;
   }
-  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format), quant_bytes = packed_quant_bytes(s.format);
+  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format),
+                quant_bytes = packed_quant_bytes(s.format);
   const bool minimum = has_minimum(s.format), wide = s.format == Format::kQ8_0;
   const bool fifth = s.format == Format::kQ5_0 || s.format == Format::kQ5_1;
   const int zero = quant_zero(s.format);

@@ -1,4 +1,5 @@
-// rope: rotary position embedding (Su et al. 2021, arXiv:2104.09864) of the first rotary_dim channels of every head.
+// rope: rotary position embedding (Su et al. 2021, arXiv:2104.09864) of the first rotary_dim channels of
+// every head.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -24,7 +25,8 @@ class Rope : public Kernel {
  public:
   Rope(const KernelSpec& spec, Isa isa)
       : half_(spec.in[1].shape.back().constant),
-        turn_(spec.attrs.boolean("interleaved") ? AD_PICK_ISA(isa, turn_pairs) : AD_PICK_ISA(isa, turn_halves)),
+        turn_(spec.attrs.boolean("interleaved") ? AD_PICK_ISA(isa, turn_pairs)
+                                                : AD_PICK_ISA(isa, turn_halves)),
         name_(std::string("rope.") + isa_name(isa)) {}
   const char* name() const override { return name_.c_str(); }
 
@@ -40,7 +42,8 @@ class Rope : public Kernel {
           float* to = y.as<float>() + t * y.stride[0] + h * y.stride[1];
           turn_(from, cos.as<const float>() + t * cos.stride[0] + h * cos_head,
                 sin.as<const float>() + t * sin.stride[0] + h * sin_head, to, half_);
-          if (rest > 0 && to != from) std::memmove(to + 2 * half_, from + 2 * half_, static_cast<size_t>(rest) * sizeof(float));
+          if (rest > 0 && to != from)
+            std::memmove(to + 2 * half_, from + 2 * half_, static_cast<size_t>(rest) * sizeof(float));
         }
       }
     });
@@ -62,10 +65,13 @@ std::unique_ptr<Kernel> make_rope(const KernelSpec& spec, std::string* why, Isa 
     const char* label = i == 1 ? "cos" : "sin";
     const OperandSpec& table = check.input(i, label, 2, 1, true);
     const Dim half = table.shape.back();
-    check.shape(table, label, table.shape.size() == 3 ? std::vector<Dim>{x.shape[0], x.shape[1], half} : std::vector<Dim>{x.shape[0], half});
+    check.shape(table, label,
+                table.shape.size() == 3 ? std::vector<Dim>{x.shape[0], x.shape[1], half}
+                                        : std::vector<Dim>{x.shape[0], half});
   }
   const int64_t half = check.static_dim(spec.in[1], "cos", spec.in[1].shape.size() - 1);
-  check.that(spec.in[2].shape.back() == fixed(half) && 2 * half <= width, "cos and sin of the same width, at most half of x's",
+  check.that(spec.in[2].shape.back() == fixed(half) && 2 * half <= width,
+             "cos and sin of the same width, at most half of x's",
              shape_text(spec.in[1].shape) + " and " + shape_text(spec.in[2].shape));
   check.shape(check.output(0, "the result [T, Hn, D]", 3, 1), "the result", x.shape);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2}, why)) return nullptr;

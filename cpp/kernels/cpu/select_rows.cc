@@ -17,7 +17,8 @@ class SelectRows : public Kernel {
     const TensorView &x = call.in[0], &y = call.out[0];
     const int64_t size = dtype_size(x.dtype);
     for (int64_t r = 0; r < y.shape[0]; ++r) {
-      std::memcpy(y.as<uint8_t>() + r * y.stride[0] * size, x.as<const uint8_t>() + call.batch->rows[r] * x.stride[0] * size,
+      std::memcpy(y.as<uint8_t>() + r * y.stride[0] * size,
+                  x.as<const uint8_t>() + call.batch->rows[r] * x.stride[0] * size,
                   static_cast<size_t>(y.shape[1] * size));
     }
   }
@@ -31,7 +32,8 @@ std::unique_ptr<Kernel> make_select_rows(const KernelSpec& spec, std::string*) {
   const OperandSpec& x = check.input(0, "x [T, H]", 2, 1);
   check.that(x.shape[0] == Dim{0, 1, 0}, "x [T, H]", shape_text(x.shape));
   check.shape(check.output(0, "the result [R, H]", 2, 1), "the result", {Dim{0, 0, 1}, x.shape[1]});
-  check.that(spec.out[0].dtype == x.dtype, "a result of x's dtype", std::string(dtype_name(spec.out[0].dtype)));
+  check.that(spec.out[0].dtype == x.dtype, "a result of x's dtype",
+             std::string(dtype_name(spec.out[0].dtype)));
   return std::make_unique<SelectRows>();
 }
 

@@ -44,29 +44,34 @@ void SpecCheck::fail(const std::string& expected, const std::string& found) cons
 void SpecCheck::arity(size_t inputs, size_t outputs, size_t states) const {
   that(spec_.in.size() == inputs, std::to_string(inputs) + " operands", std::to_string(spec_.in.size()));
   that(spec_.out.size() == outputs, std::to_string(outputs) + " results", std::to_string(spec_.out.size()));
-  that(spec_.states.size() == states, std::to_string(states) + " states", std::to_string(spec_.states.size()));
+  that(spec_.states.size() == states, std::to_string(states) + " states",
+       std::to_string(spec_.states.size()));
 }
 
-const OperandSpec& SpecCheck::inner_contiguous(const OperandSpec& o, const std::string& name, size_t rank, size_t inner,
-                                               bool at_least) const {
+const OperandSpec& SpecCheck::inner_contiguous(const OperandSpec& o, const std::string& name, size_t rank,
+                                               size_t inner, bool at_least) const {
   that(o.present, name, "none");
   that(o.weight == nullptr || !o.shape.empty(), name + " as a plain operand", "a weight");
-  that(o.shape.size() == o.stride.size() && o.shape.size() <= kMaxDims, name + " of at most 8 dimensions with a stride each",
-       shape_text(o.shape));
+  that(o.shape.size() == o.stride.size() && o.shape.size() <= kMaxDims,
+       name + " of at most 8 dimensions with a stride each", shape_text(o.shape));
   that(o.shape.size() == rank || (at_least && o.shape.size() > rank),
-       name + " of " + (at_least ? "at least " : "") + std::to_string(rank) + " dimensions", shape_text(o.shape));
+       name + " of " + (at_least ? "at least " : "") + std::to_string(rank) + " dimensions",
+       shape_text(o.shape));
   Dim stride = fixed(1);
   for (size_t i = o.shape.size(); i-- > o.shape.size() - inner;) {
     const bool one = o.shape[i] == fixed(1);  // its stride says nothing
-    that(one || o.stride[i] == stride, name + " contiguous in its inner " + std::to_string(inner) + " dimensions",
+    that(one || o.stride[i] == stride,
+         name + " contiguous in its inner " + std::to_string(inner) + " dimensions",
          "strides " + shape_text(o.stride));
-    that(o.shape[i].is_static(), name + " with inner dimensions that do not depend on the step", shape_text(o.shape));
+    that(o.shape[i].is_static(), name + " with inner dimensions that do not depend on the step",
+         shape_text(o.shape));
     stride.constant *= o.shape[i].constant;
   }
   return o;
 }
 
-const OperandSpec& SpecCheck::input(size_t i, const char* name, size_t rank, size_t inner, bool at_least) const {
+const OperandSpec& SpecCheck::input(size_t i, const char* name, size_t rank, size_t inner,
+                                    bool at_least) const {
   return inner_contiguous(spec_.in.at(i), name, rank, inner, at_least);
 }
 
@@ -75,18 +80,21 @@ const OperandSpec* SpecCheck::optional_input(size_t i, const char* name, size_t 
   return &inner_contiguous(spec_.in.at(i), name, rank, inner, false);
 }
 
-const OperandSpec& SpecCheck::output(size_t i, const char* name, size_t rank, size_t inner, bool at_least) const {
+const OperandSpec& SpecCheck::output(size_t i, const char* name, size_t rank, size_t inner,
+                                     bool at_least) const {
   return inner_contiguous(spec_.out.at(i), name, rank, inner, at_least);
 }
 
 const PackedWeight& SpecCheck::weight(size_t i, const char* name, size_t rank) const {
   const OperandSpec& o = spec_.in.at(i);
-  that(o.present && o.weight != nullptr, std::string(name) + " as a weight operand", o.present ? "a plain operand" : "none");
+  that(o.present && o.weight != nullptr, std::string(name) + " as a weight operand",
+       o.present ? "a plain operand" : "none");
   const PackedWeight& w = *o.weight;
   const auto bad = [&](const std::string& expected) {
     std::string found = "[";
     for (size_t d = 0; d < w.shape.size(); ++d) found += (d ? ", " : "") + std::to_string(w.shape[d]);
-    fail(expected + " for weight '" + w.name + "'", found + "] in " + std::to_string(w.segments.size()) + " segments");
+    fail(expected + " for weight '" + w.name + "'",
+         found + "] in " + std::to_string(w.segments.size()) + " segments");
   };
   if (w.shape.size() != rank || w.segments.empty()) bad(std::to_string(rank) + " dimensions and a segment");
   int64_t rows = 0;
@@ -106,7 +114,8 @@ void SpecCheck::shape(const OperandSpec& operand, const char* name, const std::v
 
 int64_t SpecCheck::static_dim(const OperandSpec& operand, const char* name, size_t dim) const {
   const Dim& d = operand.shape.at(dim);
-  that(d.is_static() && d.constant >= 1, std::string(name) + " with a fixed dimension " + std::to_string(dim), shape_text(operand.shape));
+  that(d.is_static() && d.constant >= 1, std::string(name) + " with a fixed dimension " + std::to_string(dim),
+       shape_text(operand.shape));
   return d.constant;
 }
 
@@ -118,14 +127,16 @@ double SpecCheck::finite(const char* attr) const {
 
 int64_t SpecCheck::integer(const char* attr, int64_t low, int64_t high) const {
   const int64_t value = spec_.attrs.integer(attr);
-  that(value >= low && value <= high, std::string("'") + attr + "' in [" + std::to_string(low) + ", " + std::to_string(high) + "]",
+  that(value >= low && value <= high,
+       std::string("'") + attr + "' in [" + std::to_string(low) + ", " + std::to_string(high) + "]",
        std::to_string(value));
   return value;
 }
 
 int64_t SpecCheck::max_rows(const OperandSpec& operand, size_t inner) const {
   int64_t rows = 1;
-  for (size_t i = 0; i + inner < operand.shape.size(); ++i) rows *= operand.shape[i].eval(spec_.max_tokens, spec_.max_rows);
+  for (size_t i = 0; i + inner < operand.shape.size(); ++i)
+    rows *= operand.shape[i].eval(spec_.max_tokens, spec_.max_rows);
   return rows;
 }
 

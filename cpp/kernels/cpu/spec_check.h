@@ -14,7 +14,8 @@ namespace autodeploy {
 // "[T, 9, 64]"
 std::string shape_text(const std::vector<Dim>& shape);
 
-// Wraps the checks of one instruction; each throws Error(kInvalidArtifact) "[op] expected ..., found ... (source)".
+// Wraps the checks of one instruction; each throws Error(kInvalidArtifact) "[op] expected ..., found ...
+// (source)".
 class SpecCheck {
  public:
   explicit SpecCheck(const KernelSpec& spec) : spec_(spec) {}
@@ -22,11 +23,14 @@ class SpecCheck {
   [[noreturn]] void fail(const std::string& expected, const std::string& found) const;
   // Operand counts; optional operands are part of the count and may be absent.
   void arity(size_t inputs, size_t outputs, size_t states = 0) const;
-  // Present, with `rank` dimensions (at least `rank` if at_least), contiguous in the inner `inner` dimensions.
-  const OperandSpec& input(size_t i, const char* name, size_t rank, size_t inner, bool at_least = false) const;
+  // Present, with `rank` dimensions (at least `rank` if at_least), contiguous in the inner `inner`
+  // dimensions.
+  const OperandSpec& input(size_t i, const char* name, size_t rank, size_t inner,
+                           bool at_least = false) const;
   // Like input(), or nullptr when it is absent.
   const OperandSpec* optional_input(size_t i, const char* name, size_t rank, size_t inner) const;
-  const OperandSpec& output(size_t i, const char* name, size_t rank, size_t inner, bool at_least = false) const;
+  const OperandSpec& output(size_t i, const char* name, size_t rank, size_t inner,
+                            bool at_least = false) const;
   // A present weight operand of the given rank whose segments agree with its shape.
   const PackedWeight& weight(size_t i, const char* name, size_t rank) const;
   void shape(const OperandSpec& operand, const char* name, const std::vector<Dim>& expected) const;
@@ -42,11 +46,13 @@ class SpecCheck {
   int64_t max_rows(const OperandSpec& operand, size_t inner) const;
 
  private:
-  const OperandSpec& inner_contiguous(const OperandSpec& operand, const std::string& name, size_t rank, size_t inner, bool at_least) const;
+  const OperandSpec& inner_contiguous(const OperandSpec& operand, const std::string& name, size_t rank,
+                                      size_t inner, bool at_least) const;
   const KernelSpec& spec_;
 };
 
-// True when all present non-weight operands have `dtype` in the given list of inputs and all outputs; else says so in *why.
+// True when all present non-weight operands have `dtype` in the given list of inputs and all outputs; else
+// says so in *why.
 bool serves_float32(const KernelSpec& spec, std::initializer_list<size_t> inputs, std::string* why);
 
 inline Dim fixed(int64_t n) { return {n, 0, 0}; }
@@ -72,14 +78,14 @@ class RowView {
 }  // namespace autodeploy
 
 // Factories make_<op>_{portable,avx2,avx512} over make_<op>(spec, why, isa).
-#define AD_CPU_FACTORY(op, suffix, isa)                                                        \
-  std::unique_ptr<Kernel> make_##op##_##suffix(const KernelSpec& spec, std::string* why) {     \
-    return make_##op(spec, why, isa);                                                          \
+#define AD_CPU_FACTORY(op, suffix, isa)                                                    \
+  std::unique_ptr<Kernel> make_##op##_##suffix(const KernelSpec& spec, std::string* why) { \
+    return make_##op(spec, why, isa);                                                      \
   }
-#define AD_CPU_FACTORIES(op)                      \
-  AD_CPU_FACTORY(op, portable, Isa::kPortable)    \
-  AD_CPU_FACTORY(op, avx2, Isa::kAvx2)            \
+#define AD_CPU_FACTORIES(op)                   \
+  AD_CPU_FACTORY(op, portable, Isa::kPortable) \
+  AD_CPU_FACTORY(op, avx2, Isa::kAvx2)         \
   AD_CPU_FACTORY(op, avx512, Isa::kAvx512)
-#define AD_CPU_VNNI_FACTORIES(op)                 \
-  AD_CPU_FACTORY(op, avxvnni, Isa::kAvxVnni)      \
+#define AD_CPU_VNNI_FACTORIES(op)            \
+  AD_CPU_FACTORY(op, avxvnni, Isa::kAvxVnni) \
   AD_CPU_FACTORY(op, avx512vnni, Isa::kAvx512Vnni)

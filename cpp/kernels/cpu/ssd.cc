@@ -1,4 +1,5 @@
-// ssd: the state space recurrence of Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), token by token, parallel over heads and sequences.
+// ssd: the state space recurrence of Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), token by token, parallel
+// over heads and sequences.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -55,7 +56,9 @@ class Ssd : public Kernel {
 
   const char* name() const override { return name_.c_str(); }
   // dt and decay, head by head.
-  int64_t workspace_bytes() const override { return 2 * heads_ * max_tokens_ * static_cast<int64_t>(sizeof(float)); }
+  int64_t workspace_bytes() const override {
+    return 2 * heads_ * max_tokens_ * static_cast<int64_t>(sizeof(float));
+  }
 
   void run(const KernelCall& call) const override {
     const StepBatch& batch = *call.batch;
@@ -66,10 +69,11 @@ class Ssd : public Kernel {
 
  private:
   void run_one(const KernelCall& call, int64_t seq, int64_t head) const {
-    const TensorView &x = call.in[0], &dt = call.in[1], &a = call.in[2], &b = call.in[3], &c = call.in[4], &d = call.in[5],
-                     &bias = call.in[6], &y = call.out[0];
+    const TensorView &x = call.in[0], &dt = call.in[1], &a = call.in[2], &b = call.in[3], &c = call.in[4],
+                     &d = call.in[5], &bias = call.in[6], &y = call.out[0];
     const StepBatch& batch = *call.batch;
-    const int64_t start = batch.query_start[seq], stop = batch.query_start[seq + 1], group = head / (heads_ / groups_);
+    const int64_t start = batch.query_start[seq], stop = batch.query_start[seq + 1],
+                  group = head / (heads_ / groups_);
     float* dts = reinterpret_cast<float*>(call.workspace) + 2 * head * max_tokens_ + start;
     float* decays = dts + max_tokens_;
     const float rate = a.as<const float>()[head * a.stride[0]];
@@ -82,7 +86,8 @@ class Ssd : public Kernel {
       decays[t - start] = std::exp(v * rate);
     }
     const StateMemory& memory = *call.states[0];
-    float* state = reinterpret_cast<float*>(memory.data[0] + batch.slot[seq] * memory.bytes[0]) + head * p_ * n_;
+    float* state =
+        reinterpret_cast<float*>(memory.data[0] + batch.slot[seq] * memory.bytes[0]) + head * p_ * n_;
     if (!batch.has_state[seq]) std::memset(state, 0, static_cast<size_t>(p_ * n_) * sizeof(float));
     SsdHead h;
     h.tokens = stop - start, h.p = p_, h.n = n_;
@@ -113,8 +118,10 @@ std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why, Isa i
   check.shape(dt, "dt", {tokens, heads});
   check.shape(check.input(2, "a [H]", 1, 0), "a", {heads});
   check.shape(check.input(4, "c [T, G, N]", 3, 1), "c", b.shape);
-  const int64_t groups = check.static_dim(b, "b", 1), n = check.static_dim(b, "b", 2), h = check.static_dim(x, "x", 1);
-  check.that(b.shape[0] == tokens && h % groups == 0, "b of as many tokens as x, and groups that divide x's heads",
+  const int64_t groups = check.static_dim(b, "b", 1), n = check.static_dim(b, "b", 2),
+                h = check.static_dim(x, "x", 1);
+  check.that(b.shape[0] == tokens && h % groups == 0,
+             "b of as many tokens as x, and groups that divide x's heads",
              shape_text(b.shape) + " and " + shape_text(x.shape));
   if (const OperandSpec& d = spec.in[5]; d.present) {
     check.shape(d, "d", d.shape.size() == 2 ? std::vector<Dim>{heads, channels} : std::vector<Dim>{heads});
@@ -125,8 +132,8 @@ std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why, Isa i
   check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
                  state.components[0].shape == std::vector<int64_t>({h, channels.constant, n}) &&
                  state.components[0].dtype == DType::kF32,
-             "a float32 slot state [H, P, N] = [" + std::to_string(h) + ", " + std::to_string(channels.constant) + ", " +
-                 std::to_string(n) + "]",
+             "a float32 slot state [H, P, N] = [" + std::to_string(h) + ", " +
+                 std::to_string(channels.constant) + ", " + std::to_string(n) + "]",
              "another");
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4, 5, 6}, why)) return nullptr;
   return std::make_unique<Ssd>(spec, isa);

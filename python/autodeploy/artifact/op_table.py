@@ -122,7 +122,7 @@ OPS: dict[str, OpSpec] = {
         {"dim": "int", "reduce": ("", "add")},
     ),
     "index_select": OpSpec((In("x", dtype=ANY), In("index", "I", "i64")), ("...",), {"dim": "int"}),
-    "arange": OpSpec((), ("N",), {"start": "int", "step": "int"}),
+    "arange": OpSpec((), ("N",), {"start": "float", "step": "float"}),
     "full": OpSpec((), ("...",), {"value": "float"}),
 }
 

@@ -11,7 +11,6 @@ from ..ir import ModelIR
 from . import nodes as n
 from .base import Transform
 from .rewrite import erase_dead, replace
-from .token_axis import is_whole_slice, permutation
 
 _CHECKS = {
     "aten._assert_scalar", "aten._assert_tensor_metadata", "aten._assert_async", "aten.sym_constrain_range",
@@ -82,11 +81,11 @@ def identity_of(node: Node) -> Node | None:
         return x
     if not n.same_shape(x, node):
         return None
-    if name in _IDENTITY_VIEWS or (name == "aten.slice" and is_whole_slice(node)):
+    if name in _IDENTITY_VIEWS or (name == "aten.slice" and n.is_whole_slice(node)):
         return x
     if name == "aten.neg" and n.is_op(x, "aten.neg"):
         return x.args[0]
-    order = permutation(node) if name in ("aten.permute", "aten.transpose", "aten.t") else None
+    order = n.permutation(node) if name in ("aten.permute", "aten.transpose", "aten.t") else None
     if order is not None:
         return x if order == sorted(order) else None
     return x if name in _NEUTRAL and _is_neutral(node, name) else None
@@ -117,9 +116,9 @@ def _merge_views(node: Node) -> bool:
         node.args = (x.args[0], *node.args[1:])
         return True
     if name == "aten.permute" and inner == "aten.permute":
-        first = permutation(x)
+        first = n.permutation(x)
         assert first is not None
-        node.args = (x.args[0], [first[d] for d in permutation(node) or []])
+        node.args = (x.args[0], [first[d] for d in n.permutation(node) or []])
         return True
     return False
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch.fx import Node
 
 from . import nodes as n
+from .forms import sizes
 from .nodes import aten
-from .normal_forms import sizes
 from .pointwise import POINTWISE
 from .rewrite import Rewriter
 

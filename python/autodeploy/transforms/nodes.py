@@ -207,3 +207,46 @@ def only_user(node: Node) -> Node | None:
 def source(node: Node) -> str:
     """The model's line behind a node, "" when unknown."""
     return node.meta.get("source") or ""
+
+
+def permutation(node: Node) -> list[int] | None:
+    """The order of dims of a permute, transpose or t call: result dim i is dim order[i] of the operand."""
+    x = node.args[0]
+    ndim, name = rank(x), op_name(node)
+    order = list(range(ndim))
+    if name == "aten.permute":
+        return [normal_dim(d, ndim) for d in node.args[1]]
+    if name == "aten.transpose":
+        i, j = normal_dim(node.args[1], ndim), normal_dim(node.args[2], ndim)
+    elif name in ("aten.t", "aten.numpy_T", "aten.mT") and ndim <= 2:
+        i, j = 0, ndim - 1
+    elif name == "aten.mT":
+        i, j = ndim - 2, ndim - 1
+    elif name == "aten.numpy_T":
+        return order[::-1]
+    else:
+        return None
+    if ndim:
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def is_whole_slice(node: Node) -> bool:
+    """Whether a slice keeps all of its dim (whatever the number of tokens)."""
+    a = bound(node)
+    size = shape_of(a["self"])[a["dim"]]
+    if a["step"] != 1 or a["start"] not in (None, 0):
+        return False
+    end = a["end"]
+    if end is None or (isinstance(end, int) and end >= 2**62):
+        return True
+    return same_size(end.meta["val"] if isinstance(end, Node) else end, size)
+
+
+def reduced_dims(node: Node, a: dict[str, Any]) -> list[int]:
+    """Dims that a reduction runs over."""
+    ndim = rank(node.args[0])
+    dim = a.get("dim", a.get("dims"))
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return list(range(ndim))
+    return [normal_dim(d, ndim) for d in as_list(dim)]

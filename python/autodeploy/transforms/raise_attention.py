@@ -12,8 +12,8 @@ from ..ir import ModelIR
 from ..ops import OPS, op_of
 from . import nodes as n
 from .base import Transform
+from .forms import sizes
 from .nodes import aten, canonical
-from .normal_forms import sizes
 from .rewrite import Rewriter, erase_dead, replace
 
 _HIDDEN = -1e4  # what is added to scores to hide a key is at most this

@@ -9,8 +9,8 @@ from torch.fx import Node
 from ..ir import ModelIR
 from . import nodes as n
 from .base import Transform
+from .forms import sizes
 from .nodes import aten, canonical
-from .normal_forms import sizes
 from .rewrite import Rewriter, erase_dead, replace
 
 

@@ -8,8 +8,8 @@ from torch.fx import Node
 from ..ir import ModelIR
 from . import nodes as n
 from .base import Transform
+from .forms import sizes
 from .nodes import aten, canonical
-from .normal_forms import sizes
 from .rewrite import Rewriter, erase_dead, replace
 
 _NO_EPS = torch.finfo(torch.float32).eps  # what PyTorch takes when none is given, for float32

@@ -9,9 +9,9 @@ from torch.fx import Node
 from ..ir import ModelIR
 from . import nodes as n
 from .base import Transform
+from .forms import sizes
 from .halves import Halves
 from .nodes import aten, canonical
-from .normal_forms import sizes
 from .raise_norms import narrow_source
 from .rewrite import Rewriter, erase_dead, replace
 

@@ -11,11 +11,12 @@ from torch.fx import Node
 from ..ir import ModelIR
 from ..ops import op_of
 from . import nodes as n
+from .axes import TOKENS
 from .base import Transform
+from .forms import sizes
 from .nodes import aten, canonical
-from .normal_forms import sizes
 from .rewrite import Rewriter, infer, values_of
-from .token_axis import TOKENS, token_axes
+from .token_axis import token_axes
 
 
 class SelectRows(Transform):

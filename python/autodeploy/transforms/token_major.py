@@ -13,12 +13,13 @@ from torch.fx.node import map_arg
 from ..ir import ModelIR
 from ..ops import op_of
 from . import nodes as n
+from .axes import TOKENS, Axes
 from .base import Transform
+from .forms import sizes
 from .nodes import aten
-from .normal_forms import sizes
 from .pointwise import POINTWISE
 from .rewrite import Rewriter
-from .token_axis import TOKENS, Axes, permutation, reduced_dims, token_axes
+from .token_axis import token_axes
 
 
 class TokenMajor(Transform):
@@ -235,7 +236,7 @@ def _pointwise(b: _Builder, node: Node, a: dict[str, Any]) -> _Value:
 
 @_rule("aten.permute", "aten.transpose", "aten.t", "aten.numpy_T", "aten.mT")
 def _permute(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
-    moved = permutation(node)
+    moved = n.permutation(node)
     if moved is None:
         return None
     x = b.values[node.args[0]]
@@ -313,7 +314,7 @@ def _moved(order: tuple[int, ...], dim: int, ndim: int) -> int | None:
 def _reduce(b: _Builder, node: Node, a: dict[str, Any]) -> _Value | None:
     x = node.args[0]
     order = b.source_order(x)
-    dims = reduced_dims(node, a)
+    dims = n.reduced_dims(node, a)
     keep = bool(a.get("keepdim", False))
     if any(d not in order for d in dims) or a.get("dtype") is not None:
         return None

@@ -1,5 +1,5 @@
-// What the tests and micro-benchmarks of kernels share: random operands with guarded strides, specs made from them, a run, and a comparison that
-// prints the first wrong coordinate.
+// What the tests and micro-benchmarks of kernels share: random operands with guarded strides, specs made from
+// them, a run, and a comparison that prints the first wrong coordinate.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,8 @@ struct AlignedFree {
 };
 using AlignedBytes = std::unique_ptr<uint8_t[], AlignedFree>;
 inline AlignedBytes aligned_bytes(int64_t n) {
-  return AlignedBytes(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((n + 127) / 64 * 64))));
+  return AlignedBytes(
+      static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((n + 127) / 64 * 64))));
 }
 
 class Random {
@@ -172,7 +173,8 @@ inline void dequantize_row(Format f, const uint8_t* p, int64_t cols, float* out)
     return;
   }
   if (!is_quantized(f)) {
-    for (int64_t k = 0; k < cols; ++k) out[k] = f == Format::kF16 ? half_to_float(get16()) : bf16_to_float(get16());
+    for (int64_t k = 0; k < cols; ++k)
+      out[k] = f == Format::kF16 ? half_to_float(get16()) : bf16_to_float(get16());
     return;
   }
   for (int64_t b = 0; b < cols / 32; ++b, out += 32) {
@@ -204,8 +206,10 @@ struct SegmentShape {
   int64_t rows;
 };
 
-// Segments below one another; num_experts > 0 makes a rank 3 weight [num_experts, rows, cols] of the single segment's rows per expert.
-inline Weight random_weight(Random& random, const std::vector<SegmentShape>& segments, int64_t cols, int64_t num_experts = 0) {
+// Segments below one another; num_experts > 0 makes a rank 3 weight [num_experts, rows, cols] of the single
+// segment's rows per expert.
+inline Weight random_weight(Random& random, const std::vector<SegmentShape>& segments, int64_t cols,
+                            int64_t num_experts = 0) {
   Weight w;
   w.cols = cols;
   w.packed.name = "weight";
@@ -214,7 +218,8 @@ inline Weight random_weight(Random& random, const std::vector<SegmentShape>& seg
     const std::vector<uint8_t> stored = random_stored(random, s.format, rows, cols);
     PackedSegment packed = plan_packed_segment(s.format, rows, cols, s.rows);
     w.storage.push_back(aligned_bytes(packed.bytes));
-    std::memset(w.storage.back().get(), 0xff, static_cast<size_t>(packed.bytes));  // padding must be written, not assumed
+    std::memset(w.storage.back().get(), 0xff,
+                static_cast<size_t>(packed.bytes));  // padding must be written, not assumed
     const int64_t row_bytes = format_row_bytes(s.format, cols);
     // In two calls, the later rows first.
     const int64_t half = rows / 2 / packed_row_granule() * packed_row_granule();
@@ -225,7 +230,8 @@ inline Weight random_weight(Random& random, const std::vector<SegmentShape>& seg
     const size_t start = w.values.size();
     w.values.resize(start + static_cast<size_t>(rows * cols));
     for (int64_t r = 0; r < rows; ++r) {
-      dequantize_row(s.format, stored.data() + r * row_bytes, cols, w.values.data() + start + static_cast<size_t>(r * cols));
+      dequantize_row(s.format, stored.data() + r * row_bytes, cols,
+                     w.values.data() + start + static_cast<size_t>(r * cols));
     }
     w.rows += rows;
   }
@@ -238,8 +244,9 @@ inline Weight random_weight(Random& random, const std::vector<SegmentShape>& seg
 }
 
 // Runs a kernel once on a pool of `threads`; the workspace is poisoned, and guarded behind its end.
-inline void run_kernel(const Kernel& kernel, std::vector<TensorView> in, std::vector<TensorView> out, int threads,
-                       const StepBatch* batch = nullptr, std::vector<const StateMemory*> states = {}) {
+inline void run_kernel(const Kernel& kernel, std::vector<TensorView> in, std::vector<TensorView> out,
+                       int threads, const StepBatch* batch = nullptr,
+                       std::vector<const StateMemory*> states = {}) {
   ThreadPool pool(threads);
   const int64_t bytes = kernel.workspace_bytes();
   AlignedBytes workspace = aligned_bytes(bytes + 64);
@@ -253,12 +260,14 @@ inline void run_kernel(const Kernel& kernel, std::vector<TensorView> in, std::ve
   call.pool = &pool;
   kernel.run(call);
   for (int64_t i = bytes; i < bytes + 64; ++i) {
-    if (workspace[static_cast<size_t>(i)] != 0xfe) throw std::runtime_error("the kernel wrote behind its workspace");
+    if (workspace[static_cast<size_t>(i)] != 0xfe)
+      throw std::runtime_error("the kernel wrote behind its workspace");
   }
 }
 
 // "" when |got - want| <= tolerance(i) everywhere, else the first wrong coordinate.
-inline std::string first_difference(const Tensor& got, const std::vector<double>& want, const std::function<double(int64_t)>& tolerance) {
+inline std::string first_difference(const Tensor& got, const std::vector<double>& want,
+                                    const std::function<double(int64_t)>& tolerance) {
   for (int64_t i = 0; i < got.numel(); ++i) {
     const double g = got[i], w = want[static_cast<size_t>(i)];
     if (std::fabs(g - w) <= tolerance(i) || (std::isnan(g) && std::isnan(w)) || g == w) continue;
@@ -276,8 +285,10 @@ inline std::string first_difference(const Tensor& got, const std::vector<double>
   }
   return "";
 }
-inline std::string first_difference(const Tensor& got, const std::vector<double>& want, double absolute, double relative) {
-  return first_difference(got, want, [&](int64_t i) { return absolute + relative * std::fabs(want[static_cast<size_t>(i)]); });
+inline std::string first_difference(const Tensor& got, const std::vector<double>& want, double absolute,
+                                    double relative) {
+  return first_difference(
+      got, want, [&](int64_t i) { return absolute + relative * std::fabs(want[static_cast<size_t>(i)]); });
 }
 // Bitwise, gaps included.
 inline bool same_bits(const Tensor& a, const Tensor& b) {

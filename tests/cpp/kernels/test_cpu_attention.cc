@@ -19,15 +19,18 @@ struct Geometry {
 // The sequences of a test: their keys so far, and pages of a shared pool handed out in a scattered order.
 class Sequences {
  public:
-  Sequences(const Geometry& g, int64_t num_seqs, int64_t max_len, Random& random) : g_(g), num_seqs_(num_seqs) {
+  Sequences(const Geometry& g, int64_t num_seqs, int64_t max_len, Random& random)
+      : g_(g), num_seqs_(num_seqs) {
     max_pages_ = (max_len + g.page_size - 1) / g.page_size;
     const int64_t pool = num_seqs * max_pages_ + 1;
     for (int64_t p = 1; p < pool; ++p) free_.push_back(static_cast<int32_t>(p));
-    for (size_t i = free_.size(); i-- > 1;) std::swap(free_[i], free_[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
+    for (size_t i = free_.size(); i-- > 1;)
+      std::swap(free_[i], free_[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
     memory_.bytes = {g.page_size * g.kv_heads * g.d * 4, g.page_size * g.kv_heads * g.dv * 4};
     for (int c = 0; c < 2; ++c) {
       pools_.push_back(aligned_bytes(pool * memory_.bytes[static_cast<size_t>(c)]));
-      std::memset(pools_.back().get(), 0xff, static_cast<size_t>(pool * memory_.bytes[static_cast<size_t>(c)]));  // NaN
+      std::memset(pools_.back().get(), 0xff,
+                  static_cast<size_t>(pool * memory_.bytes[static_cast<size_t>(c)]));  // NaN
       memory_.data.push_back(pools_.back().get());
     }
     pages_.assign(static_cast<size_t>(num_seqs * max_pages_), 0);
@@ -36,8 +39,8 @@ class Sequences {
   }
 
   // One step of new_tokens[i] tokens; returns the reference result.
-  std::vector<double> step(const std::vector<int64_t>& new_tokens, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, double scale,
-                           bool with_reference) {
+  std::vector<double> step(const std::vector<int64_t>& new_tokens, const Tensor& q, const Tensor& k,
+                           const Tensor& v, const Tensor& sinks, double scale, bool with_reference) {
     query_start_ = {0};
     kv_len_.clear();
     std::vector<double> want;
@@ -46,13 +49,16 @@ class Sequences {
       query_start_.push_back(static_cast<int32_t>(start + n));
       for (int64_t t = start; t < start + n; ++t) {
         for (int64_t i = 0; i < g_.kv_heads * g_.d; ++i) keys_[s].push_back(k[t * g_.kv_heads * g_.d + i]);
-        for (int64_t i = 0; i < g_.kv_heads * g_.dv; ++i) values_[s].push_back(v[t * g_.kv_heads * g_.dv + i]);
+        for (int64_t i = 0; i < g_.kv_heads * g_.dv; ++i)
+          values_[s].push_back(v[t * g_.kv_heads * g_.dv + i]);
       }
       const int64_t len = static_cast<int64_t>(keys_[s].size()) / (g_.kv_heads * g_.d);
       kv_len_.push_back(static_cast<int32_t>(len));
       int32_t* row = pages_.data() + static_cast<int64_t>(s) * max_pages_;
       // What lies before the first new query's window is gone, and its page null.
-      const int64_t oldest = g_.window ? std::max<int64_t>(len - n - g_.window + 1, 0) : g_.chunk ? (len - n) / g_.chunk * g_.chunk : 0;
+      const int64_t oldest = g_.window  ? std::max<int64_t>(len - n - g_.window + 1, 0)
+                             : g_.chunk ? (len - n) / g_.chunk * g_.chunk
+                                        : 0;
       for (int64_t p = 0; p < max_pages_; ++p) {
         if ((p + 1) * g_.page_size <= oldest) {
           row[p] = 0;
@@ -61,7 +67,8 @@ class Sequences {
           free_.pop_back();
         }
       }
-      for (int64_t t = 0; with_reference && t < n; ++t) reference(s, len - n + t, q, start + t, sinks, scale, &want);
+      for (int64_t t = 0; with_reference && t < n; ++t)
+        reference(s, len - n + t, q, start + t, sinks, scale, &want);
     }
     table_ = {static_cast<int32_t>(g_.page_size), static_cast<int32_t>(max_pages_), pages_};
     batch_.num_tokens = query_start_.back();
@@ -75,17 +82,21 @@ class Sequences {
   const StateMemory& memory() const { return memory_; }
 
  private:
-  void reference(size_t s, int64_t i, const Tensor& q, int64_t token, const Tensor& sinks, double scale, std::vector<double>* want) const {
+  void reference(size_t s, int64_t i, const Tensor& q, int64_t token, const Tensor& sinks, double scale,
+                 std::vector<double>* want) const {
     const int64_t len = kv_len_.back();
     for (int64_t h = 0; h < g_.q_heads; ++h) {
       const int64_t kh = h / (g_.q_heads / g_.kv_heads);
       std::vector<double> p(static_cast<size_t>(len), -HUGE_VAL);
       double top = sinks.data.empty() ? -HUGE_VAL : double{sinks[h]};
       for (int64_t j = 0; j < len; ++j) {
-        if ((g_.causal && j > i) || (g_.window && i - j >= g_.window) || (g_.chunk && i / g_.chunk != j / g_.chunk)) continue;
+        if ((g_.causal && j > i) || (g_.window && i - j >= g_.window) ||
+            (g_.chunk && i / g_.chunk != j / g_.chunk))
+          continue;
         double score = 0;
         for (int64_t c = 0; c < g_.d; ++c) {
-          score += double{q[(token * g_.q_heads + h) * g_.d + c]} * keys_[s][static_cast<size_t>((j * g_.kv_heads + kh) * g_.d + c)];
+          score += double{q[(token * g_.q_heads + h) * g_.d + c]} *
+                   keys_[s][static_cast<size_t>((j * g_.kv_heads + kh) * g_.d + c)];
         }
         score *= scale;
         if (g_.softcap > 0) score = g_.softcap * std::tanh(score / g_.softcap);
@@ -97,7 +108,9 @@ class Sequences {
       for (int64_t c = 0; c < g_.dv; ++c) {
         double sum = 0;
         for (int64_t j = 0; j < len; ++j) {
-          if (p[static_cast<size_t>(j)] > 0) sum += p[static_cast<size_t>(j)] * values_[s][static_cast<size_t>((j * g_.kv_heads + kh) * g_.dv + c)];
+          if (p[static_cast<size_t>(j)] > 0)
+            sum += p[static_cast<size_t>(j)] *
+                   values_[s][static_cast<size_t>((j * g_.kv_heads + kh) * g_.dv + c)];
         }
         want->push_back(sum / total);
       }
@@ -114,7 +127,8 @@ class Sequences {
   std::vector<std::vector<float>> keys_, values_;
 };
 
-KernelSpec make_spec(const Geometry& g, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& sinks, const Tensor& out, double scale) {
+KernelSpec make_spec(const Geometry& g, const Tensor& q, const Tensor& k, const Tensor& v,
+                     const Tensor& sinks, const Tensor& out, double scale) {
   KernelSpec spec;
   spec.op = "attention";
   spec.in = {spec_of(q), spec_of(k), spec_of(v), g.sinks ? spec_of(sinks) : OperandSpec{}};
@@ -160,7 +174,8 @@ void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1
       int64_t tokens = 0;
       for (int64_t n : steps[step]) tokens += n;
       // Views on rows with gaps, as parts of a fused projection are.
-      Tensor q = over_tokens(random_tensor(random, {tokens, g.q_heads, g.d}, 11, sharp)), k = over_tokens(random_tensor(random, {tokens, g.kv_heads, g.d}, 5));
+      Tensor q = over_tokens(random_tensor(random, {tokens, g.q_heads, g.d}, 11, sharp)),
+             k = over_tokens(random_tensor(random, {tokens, g.kv_heads, g.d}, 5));
       Tensor v = over_tokens(random_tensor(random, {tokens, g.kv_heads, g.dv}, 3));
       Tensor out = over_tokens(make_tensor({tokens, g.q_heads, g.dv}));
       std::unique_ptr<Kernel> kernel = entry->make(make_spec(g, q, k, v, sinks, out, scale), nullptr);
@@ -173,8 +188,10 @@ void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1
         if (first) wants[step] = reference;
         const std::vector<double>& want = wants[step];
         out.data.assign(out.data.size(), -7.0f);
-        run_kernel(*kernel, {q.view(), k.view(), v.view(), g.sinks ? sinks.view() : TensorView{}}, {out.view()}, threads, &world.batch(), {&world.memory()});
-        ASSERT_EQ(first_difference(out, want, 4e-6 * sharp * sharp, 4e-6), "") << entry->name << " " << g.title << " step " << step;
+        run_kernel(*kernel, {q.view(), k.view(), v.view(), g.sinks ? sinks.view() : TensorView{}},
+                   {out.view()}, threads, &world.batch(), {&world.memory()});
+        ASSERT_EQ(first_difference(out, want, 4e-6 * sharp * sharp, 4e-6), "")
+            << entry->name << " " << g.title << " step " << step;
         if (threads == 1) one = out;
         ASSERT_TRUE(same_bits(one, out)) << entry->name << " " << g.title << ": two threads differ from one";
       }
@@ -223,7 +240,8 @@ TEST(CpuAttention, NotCausal) {
 TEST(CpuAttention, RefusesWrongSpecs) {
   const Geometry g = {"", 4, 2, 16, 16, 16};
   Random random(1);
-  const Tensor q = over_tokens(random_tensor(random, {3, 4, 16})), k = over_tokens(random_tensor(random, {3, 2, 16}));
+  const Tensor q = over_tokens(random_tensor(random, {3, 4, 16})),
+               k = over_tokens(random_tensor(random, {3, 2, 16}));
   const KernelSpec good = make_spec(g, q, k, k, {}, q, 0.25);
   const auto message = [&](const std::function<void(KernelSpec&)>& spoil) {
     KernelSpec spec = good;
@@ -236,12 +254,24 @@ TEST(CpuAttention, RefusesWrongSpecs) {
     return std::string();
   };
   EXPECT_EQ(message([](KernelSpec&) {}), "");
-  EXPECT_NE(message([](KernelSpec& s) { s.in[0].shape[1] = {5, 0, 0}; }).find("[attention] expected query heads in whole groups"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.in[1].shape[2] = {15, 0, 0}; }).find("expected k [T, 2, 16], found [T, 2, 15]"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.states[0].components[1].shape = {2, 15}; }).find("expected a paged state"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.states.clear(); }).find("expected 1 states, found 0"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.attrs.set("window", int64_t{-1}); }).find("'window'"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.attrs.set("scale", HUGE_VAL); }).find("finite 'scale'"), std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) {
+              s.in[0].shape[1] = {5, 0, 0};
+            }).find("[attention] expected query heads in whole groups"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) {
+              s.in[1].shape[2] = {15, 0, 0};
+            }).find("expected k [T, 2, 16], found [T, 2, 15]"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) {
+              s.states[0].components[1].shape = {2, 15};
+            }).find("expected a paged state"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.states.clear(); }).find("expected 1 states, found 0"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.attrs.set("window", int64_t{-1}); }).find("'window'"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.attrs.set("scale", HUGE_VAL); }).find("finite 'scale'"),
+            std::string::npos);
 }
 
 }  // namespace

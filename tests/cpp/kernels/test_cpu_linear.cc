@@ -17,17 +17,36 @@ struct Case {
 
 std::vector<Case> cases() {
   std::vector<Case> list;
-  const Format all[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kQ4_0, Format::kQ4_1, Format::kQ5_0, Format::kQ5_1};
+  const Format all[] = {Format::kF32,  Format::kF16,  Format::kBF16, Format::kQ8_0,
+                        Format::kQ4_0, Format::kQ4_1, Format::kQ5_0, Format::kQ5_1};
   for (Format f : all) {
-    for (int64_t tokens : {1, 2, 3, 5, 7, 8, 9, 25, 67}) list.push_back({"rows", {{f, 53}}, 96, tokens, tokens % 2 == 0, tokens % 3});
+    for (int64_t tokens : {1, 2, 3, 5, 7, 8, 9, 25, 67})
+      list.push_back({"rows", {{f, 53}}, 96, tokens, tokens % 2 == 0, tokens % 3});
     list.push_back({"tall", {{f, 1}}, 32, 3, true});
     list.push_back({"long", {{f, 49}}, 576, 4});
     list.push_back({"several dims", {{f, 33}}, 64, 0, true, 3, {3, 5}});
   }
   list.push_back({"odd columns", {{Format::kF32, 37}}, 131, 9, true});
   list.push_back({"odd columns", {{Format::kBF16, 70}}, 7, 3, true});
-  list.push_back({"mixed segments", {{Format::kQ4_0, 40}, {Format::kQ8_0, 17}, {Format::kQ5_0, 48}, {Format::kF32, 5}, {Format::kQ4_1, 16}}, 160, 1, true});
-  list.push_back({"mixed segments", {{Format::kQ4_0, 40}, {Format::kQ8_0, 17}, {Format::kQ5_0, 48}, {Format::kF32, 5}, {Format::kQ4_1, 16}}, 160, 31, true, 5});
+  list.push_back({"mixed segments",
+                  {{Format::kQ4_0, 40},
+                   {Format::kQ8_0, 17},
+                   {Format::kQ5_0, 48},
+                   {Format::kF32, 5},
+                   {Format::kQ4_1, 16}},
+                  160,
+                  1,
+                  true});
+  list.push_back({"mixed segments",
+                  {{Format::kQ4_0, 40},
+                   {Format::kQ8_0, 17},
+                   {Format::kQ5_0, 48},
+                   {Format::kF32, 5},
+                   {Format::kQ4_1, 16}},
+                  160,
+                  31,
+                  true,
+                  5});
   return list;
 }
 
@@ -64,14 +83,17 @@ std::vector<double> reference(Trial& r) {
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < n; ++j) {
       double sum = r.bias.data.empty() ? 0.0 : r.bias[j];
-      for (int64_t l = 0; l < k; ++l) sum += double{r.x[i * k + l]} * r.weight.values[static_cast<size_t>(j * k + l)];
+      for (int64_t l = 0; l < k; ++l)
+        sum += double{r.x[i * k + l]} * r.weight.values[static_cast<size_t>(j * k + l)];
       y[static_cast<size_t>(i * n + j)] = sum;
     }
   }
   return y;
 }
 
-std::vector<TensorView> views(Trial& r) { return {r.x.view(), TensorView{}, r.bias.data.empty() ? TensorView{} : r.bias.view()}; }
+std::vector<TensorView> views(Trial& r) {
+  return {r.x.view(), TensorView{}, r.bias.data.empty() ? TensorView{} : r.bias.view()};
+}
 
 // Integer products: each activation is off by at most half a step of its block.
 double quantization_bound(Trial& r, int64_t index) {
@@ -99,14 +121,15 @@ TEST(CpuLinear, EveryKernelAgainstDoubles) {
         std::string why;
         std::unique_ptr<Kernel> kernel = entry->make(r.spec, &why);
         if (!kernel) continue;
-        SCOPED_TRACE(std::string(c.title) + " " + std::string(format_info(c.segments[0].format).name) + " tokens " +
-                     std::to_string(c.tokens) + " " + entry->name + (exact ? " exact" : ""));
+        SCOPED_TRACE(std::string(c.title) + " " + std::string(format_info(c.segments[0].format).name) +
+                     " tokens " + std::to_string(c.tokens) + " " + entry->name + (exact ? " exact" : ""));
         const bool integer = !exact;
         r.y.data.assign(r.y.data.size(), -7.0f);
         run_kernel(*kernel, views(r), {r.y.view()}, 1);
         const Tensor one = r.y;
         const std::string wrong = first_difference(r.y, want, [&](int64_t i) {
-          const double rounding = 2e-6 * std::sqrt(static_cast<double>(c.cols)) * 4.0 + 1e-6 * std::fabs(want[static_cast<size_t>(i)]);
+          const double rounding = 2e-6 * std::sqrt(static_cast<double>(c.cols)) * 4.0 +
+                                  1e-6 * std::fabs(want[static_cast<size_t>(i)]);
           return rounding + (integer && c.cols % 32 == 0 ? 1.001 * quantization_bound(r, i) : 0.0);
         });
         ASSERT_EQ(wrong, "");
@@ -165,7 +188,8 @@ TEST(CpuLinear, ATokensResultDoesNotDependOnItsCompany) {
           in[0].shape[0] = tokens;
           run_kernel(*kernel, in, {y.view()}, 1);
           for (int64_t i = 0; i < y.numel(); ++i) {
-            ASSERT_EQ(y[i], r.y[i]) << entry->name << " " << format_info(f).name << " tokens " << tokens << " at [" << i / 83 << ", " << i % 83 << "]";
+            ASSERT_EQ(y[i], r.y[i]) << entry->name << " " << format_info(f).name << " tokens " << tokens
+                                    << " at [" << i / 83 << ", " << i % 83 << "]";
           }
         }
       }
@@ -183,7 +207,8 @@ TEST(CpuLinear, NanAndInfinityReachTheirRowAlone) {
         std::unique_ptr<Kernel> kernel = entry->make(r.spec, nullptr);
         if (!kernel) continue;
         run_kernel(*kernel, views(r), {r.y.view()}, 1);
-        for (int64_t i = 0; i < 60; ++i) EXPECT_EQ(std::isfinite(r.y[i]), i / 20 != 1) << entry->name << " " << bad << " at " << i;
+        for (int64_t i = 0; i < 60; ++i)
+          EXPECT_EQ(std::isfinite(r.y[i]), i / 20 != 1) << entry->name << " " << bad << " at " << i;
       }
     }
   }
@@ -215,12 +240,23 @@ TEST(CpuLinear, RefusesWrongSpecs) {
     return std::string();
   };
   EXPECT_EQ(message([](KernelSpec&) {}), "");
-  EXPECT_NE(message([](KernelSpec& s) { s.in[0].shape[1] = {65, 0, 0}; }).find("[linear] expected x [T, 64], found [T, 65]"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.out[0].shape[1] = {21, 0, 0}; }).find("expected y [T, 20], found [T, 21]"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.in[2].shape[0] = {19, 0, 0}; }).find("expected bias [20], found [19]"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.in[0].stride[1] = {2, 0, 0}; }).find("contiguous"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.in.pop_back(); }).find("expected 3 operands, found 2"), std::string::npos);
-  EXPECT_NE(message([](KernelSpec& s) { s.in[1].weight = nullptr; }).find("weight operand"), std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) {
+              s.in[0].shape[1] = {65, 0, 0};
+            }).find("[linear] expected x [T, 64], found [T, 65]"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) {
+              s.out[0].shape[1] = {21, 0, 0};
+            }).find("expected y [T, 20], found [T, 21]"),
+            std::string::npos);
+  EXPECT_NE(
+      message([](KernelSpec& s) { s.in[2].shape[0] = {19, 0, 0}; }).find("expected bias [20], found [19]"),
+      std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.in[0].stride[1] = {2, 0, 0}; }).find("contiguous"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.in.pop_back(); }).find("expected 3 operands, found 2"),
+            std::string::npos);
+  EXPECT_NE(message([](KernelSpec& s) { s.in[1].weight = nullptr; }).find("weight operand"),
+            std::string::npos);
 }
 
 }  // namespace

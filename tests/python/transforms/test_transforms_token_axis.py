@@ -11,9 +11,10 @@ from transform_graphs import capture, capture_function, check
 from transform_models import Decoder
 
 from autodeploy.transforms import TransformError
+from autodeploy.transforms.axes import Axis, Refusal, regroup
 from autodeploy.transforms.clean_up import CleanUp
 from autodeploy.transforms.normal_forms import NormalForms
-from autodeploy.transforms.token_axis import Axis, Refusal, regroup, token_axes
+from autodeploy.transforms.token_axis import token_axes
 from autodeploy.transforms.token_major import TokenMajor
 
 LEAKS = {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 _MAKE = """
 import json, sys
 from autodeploy.testing.tiny import make_tiny

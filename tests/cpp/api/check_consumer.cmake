@@ -1,0 +1,25 @@
+# Installs the package, then configures, builds and runs examples/cpp_consumer against it.
+file(REMOVE_RECURSE ${WORK})
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE err)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${ARGN} failed:\n${out}\n${err}")
+  endif()
+  set(out "${out}" PARENT_SCOPE)
+endfunction()
+run(${CMAKE_COMMAND} --install ${BUILD} --component sdk --prefix ${WORK}/prefix)
+run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${SOURCE} -B ${WORK}/build -DCMAKE_PREFIX_PATH=${WORK}/prefix
+    -DCMAKE_C_COMPILER=${C_COMPILER} -DCMAKE_CXX_COMPILER=${CXX_COMPILER} "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"
+    "-DCMAKE_C_FLAGS=-Wall -Wextra -Werror")
+run(${CMAKE_COMMAND} --build ${WORK}/build)
+run(${WORK}/build/generate ${ARTIFACT} 3 14 15 9 26 5)
+set(from_cpp "${out}")
+run(${WORK}/build/generate_c ${ARTIFACT} 3 14 15 9 26 5)
+if(NOT from_cpp MATCHES "^28 ([0-9]+ )+\n$" OR NOT from_cpp STREQUAL out)
+  message(FATAL_ERROR "expected the same tokens from C++ and C, found ${from_cpp} and ${out}")
+endif()
+# The installed tool finds the installed library.
+run(${WORK}/prefix/bin/autodeploy_run ${ARTIFACT} --tokens 3,14,15,9,26,5 --max-tokens 1)
+if(NOT out STREQUAL "28\n")
+  message(FATAL_ERROR "expected token 28 from the installed tool, found ${out}")
+endif()
