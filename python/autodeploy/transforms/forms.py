@@ -18,8 +18,8 @@ FORMS: dict[str, Form] = {}
 
 
 def form(*names: str) -> Callable[[Form], Form]:
-    """Decorator: the rule of these ops, a function (rewriter, node, arguments by name) -> the node in its place, or None
-    where it has its form already."""
+    """Decorator: the rule of these ops, a function (rewriter, node, arguments by name) -> the node in its place, or
+    None where it has its form already."""
 
     def add(function: Form) -> Form:
         FORMS.update(dict.fromkeys(names, function))
@@ -38,7 +38,7 @@ def sizes(shape: Any) -> list[int]:
 
 def equal_arguments(x: Any, y: Any) -> bool:
     if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
-        return len(x) == len(y) and all(map(_equal, x, y))
+        return len(x) == len(y) and all(map(equal_arguments, x, y))
     if isinstance(x, Node) or isinstance(y, Node):
         return x is y
     return type(x) is type(y) and bool(x == y)

@@ -176,7 +176,8 @@ class Block:
 sys.meta_path.insert(0, Block())
 from autodeploy import LLM, SamplingParams
 with LLM(sys.argv[1], max_seq_len=64) as llm:
-    print(len(llm.chat([{"role": "user", "content": "hi"}], SamplingParams(max_tokens=3, ignore_eos=True))[0].outputs[0].token_ids))
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    print(len(llm.chat([{"role": "user", "content": "hi"}], params)[0].outputs[0].token_ids))
 """
     done = run_python(script, tmp_path, tmp_path, str(artifact))
     assert done.returncode == 0, done.stderr
