@@ -32,8 +32,13 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        answer(error=text, user_mistake=exit_code_of(error) == EXIT_USER, details=traceback.format_exc())
+        text = " ".join(str(error).split())
+        users = exit_code_of(error) == EXIT_USER and text != ""
+        answer(
+            error=text if users else f"[compile] {type(error).__name__}: {text}",
+            user_mistake=users,
+            details=traceback.format_exc(),
+        )
     return 0
 
 

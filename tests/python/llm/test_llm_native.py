@@ -91,8 +91,8 @@ def test_steering(llm):
     (greedy,) = tokens(llm, PROMPTS[0], GREEDY)
     forced = SamplingParams(max_tokens=3, temperature=0.0, logit_bias={7: 100.0}, ignore_eos=True)
     assert tokens(llm, PROMPTS[0], forced)[0] == [7, 7, 7]
-    (output,) = llm.generate(PROMPTS[0], SamplingParams(max_tokens=24, temperature=0.0, stop_token_ids=[greedy[5]]))
-    stopped = output.outputs[0]
+    stopping = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True, stop_token_ids=[greedy[5]])
+    stopped = llm.generate(PROMPTS[0], stopping)[0].outputs[0]
     assert stopped.token_ids == greedy[: greedy.index(greedy[5]) + 1]
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", greedy[5])
     banned = SamplingParams(max_tokens=24, temperature=0.0, logit_bias={greedy[0]: -100.0}, ignore_eos=True)
@@ -177,7 +177,8 @@ sys.meta_path.insert(0, Block())
 from autodeploy import LLM, SamplingParams
 with LLM(sys.argv[1], max_seq_len=64) as llm:
     params = SamplingParams(max_tokens=3, ignore_eos=True)
-    print(len(llm.chat([{"role": "user", "content": "hi"}], params)[0].outputs[0].token_ids))
+    (output,) = llm.chat([{"role": "user", "content": "hi"}], SamplingParams(max_tokens=3, ignore_eos=True))
+    print(len(output.outputs[0].token_ids))
 """
     done = run_python(script, tmp_path, tmp_path, str(artifact))
     assert done.returncode == 0, done.stderr
