@@ -129,8 +129,14 @@ def targets(found: dict[str, Any]) -> Iterator[Target]:
     yield Target("C++ tool, cold process to the first token", median("cold_start_tool_seconds"), 0.7, True, " s")
     yield Target("Python, cold process to the first token", median("cold_start_python_seconds"), 1.5, True, " s")
     memory = facts.get("memory")
-    planned = memory["plan"]["total"] if memory else 0
-    yield Target("resident memory against the plan", memory["rss_bytes"] / planned if planned else None, 1.03, True)
+    apart = abs(memory["rss_bytes"] / memory["planned_bytes"] - 1) if memory else None
+    yield Target("resident memory, apart from the plan", None if apart is None else 100 * apart, 3, True, " %")
+    if memory:
+        allowed = (
+            1.15 * memory["stored_weights_bytes"] + memory["plan"]["caches"] + memory["plan"]["arena"] + 20 * 2**20
+        )
+        part = memory["rss_bytes"] / allowed
+        yield Target("resident memory against 1.15 x weights + caches + arena + 20 MiB", part, 1, True)
     idle = facts.get("idle_cpu_share")
     yield Target("processor use while idle", None if idle is None else 100 * idle, 0.1, True, " % of a core")
 

@@ -187,8 +187,9 @@ void bind_engine(py::module_& m) {
            py::arg("progress") = py::none(),
            R"(Loads an artifact.
 
-options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault; what is left out is
-chosen from the model and the machine. progress(done, total) is called with bytes of weights; what it raises ends the loading.
+options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault;
+what is left out is chosen from the model and the machine. progress(done, total) is called with bytes of weights;
+what it raises ends the loading.
 Raises ValueError, OSError or MemoryError.)")
       .def(
           "add_request",
@@ -201,9 +202,9 @@ Raises ValueError, OSError or MemoryError.)")
           py::arg("prompt_token_ids"), py::arg("params"),
           R"(Queues a request and returns its id.
 
-params: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias {id: bias},
-min_tokens, ignore_eos, seed, logprobs, stop_token_ids, eos_token_ids. Raises ValueError naming the field, the range and what was found,
-and RuntimeError once the engine has stopped or was closed.)")
+params: max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+logit_bias {id: bias}, min_tokens, ignore_eos, seed, logprobs, stop_token_ids, eos_token_ids. Raises ValueError
+naming the field, the range and what was found, and RuntimeError once the engine has stopped or was closed.)")
       .def("cancel", &Engine::cancel, py::arg("request_id"), py::call_guard<py::gil_scoped_release>(),
            "Ends a request at the next step; ids that have ended are ignored.")
       .def(

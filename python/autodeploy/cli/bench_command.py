@@ -210,7 +210,8 @@ def _memory(args: argparse.Namespace, artifact: Path, threads: int) -> dict[str,
 
     if args.tool is None:
         return {"memory": None}
-    return {"memory": one_off.tool_memory(Path(args.tool), artifact, threads)}
+    found = one_off.tool_memory(Path(args.tool), artifact, threads)
+    return {"memory": found | {"stored_weights_bytes": _weight_bytes(artifact)}}
 
 
 def _idle(spec: EngineSpec, threads: int, seconds: float) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 # The tool, and the library with it, need neither Python nor a machine-learning framework.
 execute_process(COMMAND ldd ${PROGRAM} OUTPUT_VARIABLE needs COMMAND_ERROR_IS_FATAL ANY)
 string(REGEX MATCHALL "[^\n]+" lines "${needs}")
+set(system "linux-vdso|ld-linux|libstdc\\+\\+|libgcc_s|libc\\.so|libm\\.so|libpthread|libdl\\.so|librt\\.so|libatomic")
 foreach(line ${lines})
-  if(NOT line MATCHES "linux-vdso|ld-linux|libautodeploy|libstdc\\+\\+|libgcc_s|libc\\.so|libm\\.so|libpthread|libdl\\.so|librt\\.so|libatomic")
+  if(NOT line MATCHES "libautodeploy|${system}")
     message(FATAL_ERROR "expected the C and C++ runtime libraries alone, found: ${line}")
   endif()
 endforeach()

@@ -1,4 +1,4 @@
-# autodeploy_run: tokens on stdout, figures on stderr, and a clear message with its exit status for what is wrong.
+# autodeploy_run: tokens on stdout, figures on stderr, and for what is wrong a clear message and an exit status.
 function(run status_wanted)
   execute_process(COMMAND ${PROGRAM} ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE out ERROR_VARIABLE err)
   if(NOT status EQUAL status_wanted)

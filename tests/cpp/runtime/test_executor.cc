@@ -1,4 +1,5 @@
-// The executor on small programs: dynamic shapes, rows, composites, taps, storage taken over, errors, and no allocation in a step.
+// The executor on small programs: dynamic shapes, rows, composites, taps, storage taken over, errors, and no
+// allocation in a step.
 #include "runtime/executor.h"
 
 #include <gtest/gtest.h>
@@ -8,8 +9,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <new>
+#include <nlohmann/json.hpp>
 
 #include "core/error.h"
 #include "runtime/program_reader.h"
@@ -24,7 +25,10 @@ __attribute__((noinline)) void* operator new(size_t n) {
 }
 __attribute__((noinline)) void* operator new(size_t n, std::align_val_t a) {
   ++g_allocations;
-  if (void* p = std::aligned_alloc(static_cast<size_t>(a), (n + static_cast<size_t>(a) - 1) / static_cast<size_t>(a) * static_cast<size_t>(a))) return p;
+  if (void* p =
+          std::aligned_alloc(static_cast<size_t>(a), (n + static_cast<size_t>(a) - 1) /
+                                                         static_cast<size_t>(a) * static_cast<size_t>(a)))
+    return p;
   throw std::bad_alloc();
 }
 __attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
@@ -39,9 +43,11 @@ using Json = nlohmann::json;
 
 // A program under construction. Values 0 and 1 are token_ids and positions.
 struct Builder {
-  Json j = {{"format", "autodeploy.program"}, {"version", {{"major", 1}, {"minor", 0}}}, {"metadata", Json::object()}, {"params", Json::array()},
-            {"values", Json::array()}, {"inputs", {{"token_ids", 0}, {"positions", 1}}}, {"outputs", Json::object()}, {"states", Json::array()},
-            {"regions", Json::array()}, {"instructions", Json::array()}};
+  Json j = {{"format", "autodeploy.program"}, {"version", {{"major", 1}, {"minor", 0}}},
+            {"metadata", Json::object()},     {"params", Json::array()},
+            {"values", Json::array()},        {"inputs", {{"token_ids", 0}, {"positions", 1}}},
+            {"outputs", Json::object()},      {"states", Json::array()},
+            {"regions", Json::array()},       {"instructions", Json::array()}};
   Builder() {
     value("token_ids", "i64", {"T"});
     value("positions", "i64", {"T"});
@@ -51,11 +57,18 @@ struct Builder {
     return static_cast<int>(j["values"].size()) - 1;
   }
   int region(Json inputs, Json nodes, Json outputs) {
-    j["regions"].push_back({{"inputs", std::move(inputs)}, {"nodes", std::move(nodes)}, {"outputs", std::move(outputs)}});
+    j["regions"].push_back(
+        {{"inputs", std::move(inputs)}, {"nodes", std::move(nodes)}, {"outputs", std::move(outputs)}});
     return static_cast<int>(j["regions"].size()) - 1;
   }
-  static Json instruction(const std::string& op, Json in, Json out, Json attrs = Json::object(), Json alias = Json::array()) {
-    return {{"op", op}, {"in", std::move(in)}, {"out", std::move(out)}, {"attrs", std::move(attrs)}, {"alias", std::move(alias)}, {"source", "model.py:" + op}};
+  static Json instruction(const std::string& op, Json in, Json out, Json attrs = Json::object(),
+                          Json alias = Json::array()) {
+    return {{"op", op},
+            {"in", std::move(in)},
+            {"out", std::move(out)},
+            {"attrs", std::move(attrs)},
+            {"alias", std::move(alias)},
+            {"source", "model.py:" + op}};
   }
   template <class... Args>
   Json& add(Args&&... args) {
@@ -72,7 +85,8 @@ struct Step {
   std::vector<int64_t> ids, positions;
   std::vector<int32_t> query_start, kv_len, rows;
   StepBatch batch;
-  Step(std::vector<int64_t> tokens, std::vector<int32_t> wanted) : ids(std::move(tokens)), rows(std::move(wanted)) {
+  Step(std::vector<int64_t> tokens, std::vector<int32_t> wanted)
+      : ids(std::move(tokens)), rows(std::move(wanted)) {
     for (size_t i = 0; i < ids.size(); ++i) positions.push_back(static_cast<int64_t>(i));
     query_start = {0, static_cast<int32_t>(ids.size())};
     kv_len = {static_cast<int32_t>(ids.size())};
@@ -99,7 +113,8 @@ ExecutorOptions options(ThreadPool& pool, int64_t max_tokens = 16) {
 // x = cast(ids); y = x + positions; z = y * y (may take over y); w = [z, z] along dim 1; logits = rows of w.
 Builder arithmetic() {
   Builder b;
-  const int x = b.value("x", "f32", {"T", 4}), y = b.value("y", "f32", {"T", 4}), z = b.value("z", "f32", {"T", 4}), w = b.value("w", "f32", {"T", 8}),
+  const int x = b.value("x", "f32", {"T", 4}), y = b.value("y", "f32", {"T", 4}),
+            z = b.value("z", "f32", {"T", 4}), w = b.value("w", "f32", {"T", 8}),
             logits = b.value("logits", "f32", {"R", 8});
   const Json wide_ids = {{"v", 0}, {"shape", {"T", 4}}, {"strides", {1, 0}}, {"offset", 0}};
   const Json wide_positions = {{"v", 1}, {"shape", {"T", 4}}, {"strides", {1, 0}}, {"offset", 0}};
@@ -116,7 +131,8 @@ Builder arithmetic() {
 }
 
 double expected(const Step& s, int64_t token) {
-  const double y = static_cast<double>(s.ids[static_cast<size_t>(token)] + s.positions[static_cast<size_t>(token)]);
+  const double y =
+      static_cast<double>(s.ids[static_cast<size_t>(token)] + s.positions[static_cast<size_t>(token)]);
   return y * y;
 }
 
@@ -126,7 +142,8 @@ void check_logits(const Step& s, const TensorView& logits) {
   ASSERT_EQ(logits.shape[1], 8);
   for (size_t r = 0; r < s.rows.size(); ++r) {
     for (int64_t c = 0; c < 8; ++c) {
-      ASSERT_EQ(logits.as<float>()[static_cast<int64_t>(r) * 8 + c], expected(s, s.rows[r])) << "row " << r << " column " << c;
+      ASSERT_EQ(logits.as<float>()[static_cast<int64_t>(r) * 8 + c], expected(s, s.rows[r]))
+          << "row " << r << " column " << c;
     }
   }
 }
@@ -135,8 +152,9 @@ TEST(Executor, StepsOfDifferentSizes) {
   ThreadPool pool(2);
   Executor e(arithmetic().read());
   e.bind({}, {}, {}, options(pool));
-  for (const Step& s : {Step({5, 6, 7}, {0, 2}), Step({1}, {0}), Step({1}, {0}), Step({9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12, 13, 14, 15, 16}, {15}),
-                        Step({3, 4}, {}), Step({3, 4}, {0, 1})}) {
+  for (const Step& s : {Step({5, 6, 7}, {0, 2}), Step({1}, {0}), Step({1}, {0}),
+                        Step({9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 11, 12, 13, 14, 15, 16}, {15}), Step({3, 4}, {}),
+                        Step({3, 4}, {0, 1})}) {
     const TensorView logits = e.run(s.batch);
     check_logits(s, logits);
     EXPECT_EQ(logits.data == nullptr, s.rows.empty());
@@ -166,7 +184,9 @@ TEST(Executor, TakesOverStorage) {
   // Nor where the same instruction reads y through another view.
   Builder c = arithmetic();
   const int twice = c.region({"f32", "f32"}, {{{"op", "mul"}, {"args", {0, 1}}, {"dtype", "f32"}}}, {2});
-  c.j["instructions"][2] = Builder::instruction("region", Json{v(3), {{"v", 3}, {"shape", {"T", 4}}, {"strides", {4, 0}}, {"offset", 0}}}, Json{4}, Json{{"region", twice}}, Json{{0, 0}});
+  c.j["instructions"][2] = Builder::instruction(
+      "region", Json{v(3), {{"v", 3}, {"shape", {"T", 4}}, {"strides", {4, 0}}, {"offset", 0}}}, Json{4},
+      Json{{"region", twice}}, Json{{0, 0}});
   Executor g(c.read());
   g.bind({}, {}, {}, options(pool));
   EXPECT_EQ(g.memory_plan().values[4].shares, -1);
@@ -217,7 +237,9 @@ TEST(Executor, TapsSeeValuesBeforeTheyAreTakenOver) {
 
 TEST(Executor, CompositesFallApartWhereNoKernelServesThem) {
   Builder b = arithmetic();
-  Json composite = Builder::instruction("add_and_square", Json{v(2), {{"v", 1}, {"shape", {"T", 4}}, {"strides", {1, 0}}, {"offset", 0}}}, Json{4});
+  Json composite = Builder::instruction(
+      "add_and_square", Json{v(2), {{"v", 1}, {"shape", {"T", 4}}, {"strides", {1, 0}}, {"offset", 0}}},
+      Json{4});
   composite["parts"] = Json{b.j["instructions"][1], b.j["instructions"][2]};
   b.j["instructions"][1] = composite;
   b.j["instructions"].erase(2);
@@ -240,7 +262,8 @@ TEST(Executor, FurtherInputsAndOutputs) {
   const int neg = b.region({"f32"}, {{{"op", "neg"}, {"args", {0}}, {"dtype", "f32"}}}, {1});
   b.j["inputs"]["x"] = x;
   b.j["outputs"]["y"] = y;
-  b.add("region", Json{{{"v", x}, {"shape", {"2*T"}}, {"strides", {1}}, {"offset", 0}}}, Json{y}, Json{{"region", neg}});
+  b.add("region", Json{{{"v", x}, {"shape", {"2*T"}}, {"strides", {1}}, {"offset", 0}}}, Json{y},
+        Json{{"region", neg}});
   ThreadPool pool(1);
   Executor e(b.read());
   e.bind({}, {}, {}, options(pool));
@@ -264,8 +287,12 @@ TEST(Executor, ViewsWithOffsetsThatDependOnTheStep) {
   Builder b;
   const int x = b.value("x", "i64", {2, "T"}), y = b.value("y", "i64", {"T"});
   b.j["outputs"]["y"] = y;
-  b.add("cat", Json{{{"v", 0}, {"shape", {1, "T"}}, {"strides", {"T", 1}}, {"offset", 0}}, {{"v", 1}, {"shape", {1, "T"}}, {"strides", {"T", 1}}, {"offset", 0}}}, Json{x}, Json{{"dim", 0}});
-  // A symbolic stride may not meet a symbolic dim, but offset and the stride of the static dim may depend on T.
+  b.add("cat",
+        Json{{{"v", 0}, {"shape", {1, "T"}}, {"strides", {"T", 1}}, {"offset", 0}},
+             {{"v", 1}, {"shape", {1, "T"}}, {"strides", {"T", 1}}, {"offset", 0}}},
+        Json{x}, Json{{"dim", 0}});
+  // A symbolic stride may not meet a symbolic dim, but offset and the stride of the static dim may depend on
+  // T.
   b.add("copy", Json{{{"v", x}, {"shape", {"T"}}, {"strides", {1}}, {"offset", "T"}}}, Json{y});
   ThreadPool pool(1);
   Executor e(b.read());
@@ -310,7 +337,10 @@ TEST(Executor, RefusesWhatItCannotRun) {
     b.j["values"][6]["shape"] = {"R", 9};
     Executor e(b.read());
     const std::string m = message_of([&] { e.bind({}, {}, {}, options(pool)); }, ErrorKind::kInvalidArtifact);
-    EXPECT_NE(m.find("[program.json: instruction 3 (cat), model.py:cat] [cat] expected y [T, 8], found [T, 9]"), std::string::npos) << m;
+    EXPECT_NE(
+        m.find("[program.json: instruction 3 (cat), model.py:cat] [cat] expected y [T, 8], found [T, 9]"),
+        std::string::npos)
+        << m;
   }
   {
     Executor e(read_program(arithmetic().j.dump(), DType::kBF16));
@@ -319,39 +349,63 @@ TEST(Executor, RefusesWhatItCannotRun) {
   }
   {
     Builder b = arithmetic();
-    b.j["values"][2]["dtype"] = b.j["values"][3]["dtype"] = b.j["values"][4]["dtype"] = b.j["values"][5]["dtype"] = b.j["values"][6]["dtype"] = "act";
-    for (Json& r : b.j["regions"]) r = Json::parse([&] { std::string t = r.dump(); for (size_t i; (i = t.find("f32")) != std::string::npos;) t.replace(i, 3, "act"); return t; }());
+    b.j["values"][2]["dtype"] = b.j["values"][3]["dtype"] = b.j["values"][4]["dtype"] =
+        b.j["values"][5]["dtype"] = b.j["values"][6]["dtype"] = "act";
+    for (Json& r : b.j["regions"])
+      r = Json::parse([&] {
+        std::string t = r.dump();
+        for (size_t i; (i = t.find("f32")) != std::string::npos;) t.replace(i, 3, "act");
+        return t;
+      }());
     Executor e(read_program(b.j.dump(), DType::kBF16));
     const std::string m = message_of([&] { e.bind({}, {}, {}, options(pool)); }, ErrorKind::kUnsupported);
-    EXPECT_NE(m.find("expected a kernel for region, found none that serves it; region.avx512: computes float32, i64 and bool only"), std::string::npos) << m;
+    EXPECT_NE(m.find("expected a kernel for region, found none that serves it; region.avx512: computes "
+                     "float32, i64 and bool only"),
+              std::string::npos)
+        << m;
   }
   {
     Builder b = arithmetic();
     b.j["params"].push_back({{"name", "w"}, {"shape", {4}}, {"dtype", "f32"}});
     b.j["instructions"][1]["in"][0] = {{"p", 0}, {"shape", {"T", 4}}, {"strides", {0, 1}}, {"offset", 0}};
+    b.j["instructions"][1].erase("alias");
     Executor e(b.read());
-    EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool)); }, ErrorKind::kInvalidArgument).find("expected 1 params, found 0"), std::string::npos);
+    EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool)); }, ErrorKind::kInvalidArgument)
+                  .find("expected 1 params, found 0"),
+              std::string::npos);
     const ParamBinding none[1] = {};
-    EXPECT_NE(message_of([&] { e.bind(none, {}, {}, options(pool)); }, ErrorKind::kInvalidArtifact).find("param 'w' in plain form"), std::string::npos);
+    EXPECT_NE(message_of([&] { e.bind(none, {}, {}, options(pool)); }, ErrorKind::kInvalidArtifact)
+                  .find("param 'w' in plain form"),
+              std::string::npos);
   }
   Executor e(arithmetic().read());
-  EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool, 0)); }, ErrorKind::kInvalidArgument).find("max_tokens from 1"), std::string::npos);
-  EXPECT_NE(message_of([&] { e.run(Step({1}, {}).batch); }, ErrorKind::kInvalidArgument).find("bind before run"), std::string::npos);
+  EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool, 0)); }, ErrorKind::kInvalidArgument)
+                .find("max_tokens from 1"),
+            std::string::npos);
+  EXPECT_NE(
+      message_of([&] { e.run(Step({1}, {}).batch); }, ErrorKind::kInvalidArgument).find("bind before run"),
+      std::string::npos);
   e.bind({}, {}, {}, options(pool, 2));
-  EXPECT_NE(message_of([&] { e.run(Step({1, 2, 3}, {}).batch); }, ErrorKind::kInvalidArgument).find("num_tokens from 1 to 2, found 3"), std::string::npos);
+  EXPECT_NE(message_of([&] { e.run(Step({1, 2, 3}, {}).batch); }, ErrorKind::kInvalidArgument)
+                .find("num_tokens from 1 to 2, found 3"),
+            std::string::npos);
   Step odd({1, 2}, {});
   odd.batch.num_tokens = 1;
-  EXPECT_NE(message_of([&] { e.run(odd.batch); }, ErrorKind::kInvalidArgument).find("spans"), std::string::npos);
+  EXPECT_NE(message_of([&] { e.run(odd.batch); }, ErrorKind::kInvalidArgument).find("spans"),
+            std::string::npos);
 }
 
 TEST(Executor, TooLargeAPlanIsAnError) {
   Builder b;
-  const int x = b.value("x", "f32", {"T", int64_t{1} << 28}), y = b.value("y", "f32", {"T", int64_t{1} << 28});
+  const int x = b.value("x", "f32", {"T", int64_t{1} << 28}),
+            y = b.value("y", "f32", {"T", int64_t{1} << 28});
   b.add("full", Json::array(), Json{x}, Json{{"value", 0}});
   b.add("copy", Json{v(x)}, Json{y});
   ThreadPool pool(1);
   Executor e(b.read());
-  EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool, 1 << 20)); }, ErrorKind::kOutOfMemory).find("lower max_tokens"), std::string::npos);
+  EXPECT_NE(message_of([&] { e.bind({}, {}, {}, options(pool, 1 << 20)); }, ErrorKind::kOutOfMemory)
+                .find("lower max_tokens"),
+            std::string::npos);
 }
 
 TEST(Executor, OverheadOfAnInstructionIsSmall) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .cases import MAX_BATCH_TOKENS, MAX_NUM_SEQS, MAX_SEQ_LEN
+from .cases import MAX_SEQ_LEN
 from .protocol import rss_bytes
 
 _TIMEOUT = 900.0
+_DECODED_TOKENS = 256
 _COLD_PYTHON = """
 import sys, time
 from autodeploy import LLM, SamplingParams
@@ -24,31 +25,30 @@ with LLM(sys.argv[1], threads=int(sys.argv[2]), max_seq_len=int(sys.argv[3]), pr
 """
 
 
-def seconds_to_first_line(command: list[str], pattern: str) -> float:
-    """Seconds from starting a process to its first line of output that matches. Raises RuntimeError where none does."""
+def seconds_to_output(command: list[str]) -> float:
+    """Seconds from starting a process to the first thing it says. Raises RuntimeError where it says nothing."""
     begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if re.search(pattern, line):
-                elapsed = time.perf_counter() - begin
-                process.stdout.read()
-                return elapsed
         assert process.stderr is not None
-        tail = process.stderr.read().strip().splitlines()[-1:] or ["it said nothing"]
-    raise RuntimeError(f"{command[0]}: {tail[0]}")
+        found = os.read(process.stdout.fileno(), 1)
+        elapsed = time.perf_counter() - begin
+        process.stdout.read()
+        said = process.stderr.read().decode(errors="replace").strip()
+    if not found:
+        raise RuntimeError(f"{command[0]}: {said.splitlines()[-1] if said else 'it said nothing'}")
+    return elapsed
 
 
 def cold_start_python(artifact: Path, threads: int) -> float:
     """Seconds from starting an interpreter to the first token through `LLM`."""
-    command = [sys.executable, "-c", _COLD_PYTHON, str(artifact), str(threads), str(MAX_SEQ_LEN)]
-    return seconds_to_first_line(command, "^token$")
+    return seconds_to_output([sys.executable, "-c", _COLD_PYTHON, str(artifact), str(threads), str(MAX_SEQ_LEN)])
 
 
 def cold_start_tool(tool: Path, artifact: Path, threads: int) -> float:
     """Seconds from starting the C++ tool to its first token."""
-    command = [str(tool), str(artifact), "--tokens", "1,2,3,4", "--max-tokens", "2", "--threads", str(threads)]
-    return seconds_to_first_line([*command, "--max-seq-len", str(MAX_SEQ_LEN)], r"\d")
+    command = [str(tool), str(artifact), "--tokens", "1,2,3,4", "--max-tokens", "2", "--ignore-eos"]
+    return seconds_to_output([*command, "--threads", str(threads), "--max-seq-len", str(MAX_SEQ_LEN)])
 
 
 def compile_cold(model: str, *, pack: bool = False) -> tuple[float, float]:
@@ -67,19 +67,21 @@ def compile_cold(model: str, *, pack: bool = False) -> tuple[float, float]:
 
 
 def tool_memory(tool: Path, artifact: Path, threads: int) -> dict[str, Any]:
-    """Resident bytes of the C++ tool while it decodes (the largest seen), and the plan that it prints."""
-    limits = ["--max-seq-len", str(MAX_SEQ_LEN), "--max-num-seqs", str(MAX_NUM_SEQS)]
-    limits += ["--max-batch-tokens", str(MAX_BATCH_TOKENS), "--threads", str(threads)]
-    plan = subprocess.run(
-        [str(tool), str(artifact), "--plan", *limits], capture_output=True, text=True, timeout=_TIMEOUT, check=True
-    )
-    command = [str(tool), str(artifact), "--tokens", "1,2,3,4", "--max-tokens", "256", "--ignore-eos", *limits]
-    largest = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    """Resident bytes of the C++ tool while it decodes, the most that was seen from outside, and what it planned.
+
+    All caches are backed with memory at the start, so that the plan can be compared byte by byte.
+    """
+    command = [str(tool), str(artifact), "--tokens", "1,2,3,4", "--max-tokens", str(_DECODED_TOKENS), "--ignore-eos"]
+    command += ["--threads", str(threads), "--max-seq-len", str(MAX_SEQ_LEN), "--prefault", "--stats"]
+    seen = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        for _ in process.stdout:
-            try:
-                largest = max(largest, rss_bytes(process.pid))
-            except OSError:
-                break
-    return {"rss_bytes": largest, "plan": json.loads(plan.stdout)["memory"]}
+        assert process.stderr is not None
+        while os.read(process.stdout.fileno(), 1 << 16):
+            seen = max(seen, rss_bytes(process.pid))
+        stats = process.stderr.read().decode(errors="replace")
+    if process.returncode != 0:
+        raise RuntimeError(f"{tool}: {' '.join(stats.split())[:400]}")
+    report = json.loads(stats)
+    plan = {name: report["memory_plan"][name] for name in ("weights", "arena", "caches", "sampler")}
+    return {"rss_bytes": seen, "planned_bytes": report["planned_bytes"], "plan": plan}
