@@ -1,0 +1,138 @@
+"""compile, inspect and explain on a tiny checkpoint, and what is wrong with broken ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tiny_workshop import has_engine, make_checkpoint, run_shell
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compile")
+    make_checkpoint(folder / "model")
+    done = run_shell("autodeploy compile model -o artifact --dump dump", folder, folder / "cache")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def shell(workshop, script):
+    folder, _ = workshop
+    return run_shell(script, folder, folder / "cache")
+
+
+def test_compile_says_what_it_wrote(workshop):
+    folder, done = workshop
+    assert done.stdout.startswith("artifact: ")
+    assert (folder / "artifact" / "program.json").is_file()
+    assert (folder / "artifact" / "chat_template.jinja").is_file()
+    assert len(list((folder / "dump").glob("*.txt"))) > 5
+    assert not list(folder.glob(".artifact*"))
+
+
+def test_inspect(workshop, cli):
+    folder, _ = workshop
+    code, out, _ = cli("inspect", str(folder / "artifact"))
+    assert code == 0
+    for words in ("== summary", "== program", "== states", "== weights", "== memory", "attention", "modeling_"):
+        assert words in out
+    code, out, _ = cli("inspect", str(folder / "artifact"), "--section", "states", "--section", "weights")
+    assert "== program" not in out
+    assert "paged" in out
+    code, out, _ = cli("inspect", str(folder / "artifact"), "--json", "--section", "summary", "--section", "program")
+    found = json.loads(out)
+    assert set(found) == {"summary", "program"}
+    assert found["program"]["format"] == "autodeploy.program"
+
+
+@pytest.mark.skipif(not has_engine(), reason="the C++ engine was not built")
+def test_inspect_memory(workshop, cli):
+    folder, _ = workshop
+    code, out, _ = cli("inspect", str(folder / "artifact"), "--section", "memory", "--max-seq-len", "128")
+    assert code == 0
+    assert "max_seq_len 128" in out
+    assert "caches" in out
+
+
+@pytest.mark.parametrize("target", ["nowhere", "model"])
+def test_inspect_what_is_no_artifact(workshop, cli, target):
+    folder, _ = workshop
+    code, _, err = cli("inspect", str(folder / target))
+    assert code == 2
+    assert "this is not an artifact folder" in err
+    assert err.count("\n") == 1
+
+
+def test_explain(workshop):
+    done = shell(workshop, "autodeploy explain model --json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {"attention", "linear", "embedding"} <= {record["op"] for record in found["records"]}
+    assert all(record["source"] for record in found["records"])
+
+    from autodeploy.cli.explain_command import format_text
+
+    text = format_text(found["records"], grouped=True)
+    assert "by a name that transformers gives" in text
+    assert "fused" in text
+
+
+def damage(folder: Path, name: str) -> Path:
+    """A copy of the checkpoint, broken in one way."""
+    broken = folder / name
+    shutil.copytree(folder / "model", broken)
+    weights, config = broken / "model.safetensors", broken / "config.json"
+    if name == "truncated":
+        os.truncate(weights, weights.stat().st_size - 100)
+    elif name == "no-weights":
+        weights.unlink()
+    elif name == "no-header":
+        weights.write_bytes(b"\xff" * 64)
+    elif name == "bad-config":
+        config.write_text("{")
+    elif name == "unknown-model":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "nobody_knows"}))
+    elif name == "wrong-shape":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": 24}))
+    return broken
+
+
+@pytest.mark.parametrize("name", ["truncated", "no-weights", "no-header", "bad-config", "unknown-model", "wrong-shape"])
+def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(workshop, name):
+    folder, _ = workshop
+    broken = damage(folder, name)
+    done = shell(workshop, f"autodeploy compile {broken} -o out-{name}")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("autodeploy: [")
+    assert not (folder / f"out-{name}").exists()
+    assert not list(folder.glob(f".out-{name}*"))
+
+
+def test_what_is_there_is_not_overwritten(workshop):
+    folder, _ = workshop
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("years of work")
+    done = shell(workshop, "autodeploy compile model -o mine")
+    assert done.returncode == 2
+    assert "will not be overwritten" in done.stderr
+    assert (folder / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_cache_keeps_nothing_of_a_failed_compile(workshop):
+    folder, _ = workshop
+    broken = folder / "for-the-cache"
+    shutil.copytree(folder / "model", broken)
+    (broken / "model.safetensors").unlink()
+    done = shell(workshop, f"autodeploy generate {broken} --prompt x")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    cached = folder / "cache" / "artifacts"
+    assert not cached.exists() or not [p for p in cached.iterdir() if p.name.startswith(".")]
