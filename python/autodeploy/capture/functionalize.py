@@ -141,7 +141,7 @@ class _Functionalizer:
                 order = list(view.args[1])
                 inverse = sorted(range(len(order)), key=lambda d: order[d] % len(order))
                 return self.call(aten.permute.default, (value, inverse), {}, write, whole)
-            case "alias" | "detach" | "contiguous" | "to":
+            case "alias" | "detach" | "contiguous" | "to" | "type_as":
                 return value
             case "view" | "reshape" | "squeeze" | "unsqueeze" | "flatten" | "unflatten" | "_unsafe_view" | "view_as":
                 shape = [self.size(before, d, n, write) for d, n in enumerate(whole.shape)]
