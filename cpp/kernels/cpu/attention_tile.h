@@ -42,7 +42,7 @@ struct AttendTile {
   float* scores = nullptr;  // [rows, kKeyBlock], scratch
   float* panels = nullptr;  // [kKeyBlock/16, D, 16], scratch where keys are not stored in panels
   float* o = nullptr;       // [rows, Dv]
-  float max[kAttendRows], sum[kAttendRows];
+  float max[kAttendRows + 16], sum[kAttendRows];  // read in whole registers
 };
 
 // One row of results from `pieces` partial ones that lie `stride` floats apart: out = sum of w o / sum of w

@@ -47,7 +47,7 @@ constexpr int quant_zero(Format f) {
 }
 constexpr int64_t packed_scale_bytes(Format f) {
   return 2 * kGroupRows * (has_minimum(f) ? 2 : 1);
-}                                          // per block of a group
+}  // per block of a group
 constexpr int64_t plain_bytes(Format f) {  // per element, 0 for formats that are not multiplied
   return f == Format::kF32 ? 4 : f == Format::kF16 || f == Format::kBF16 ? 2 : 0;
 }

@@ -153,7 +153,7 @@ KernelSpec make_spec(const Geometry& g, const Tensor& q, const Tensor& k, const 
 
 using Steps = std::vector<std::vector<int64_t>>;  // new tokens of each sequence, step by step
 
-void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1.0f) {
+void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1.0f, float apart = 0.0f) {
   std::vector<std::vector<double>> wants(steps.size());  // the same for all kernels
   for (const KernelEntry* entry : kernels_of("attention")) {
     Random random(seed);
@@ -177,6 +177,9 @@ void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1
       Tensor q = over_tokens(random_tensor(random, {tokens, g.q_heads, g.d}, 11, sharp)),
              k = over_tokens(random_tensor(random, {tokens, g.kv_heads, g.d}, 5));
       Tensor v = over_tokens(random_tensor(random, {tokens, g.kv_heads, g.dv}, 3));
+      // Apart: every score is very negative.
+      for (int64_t i = 0; i < q.numel(); ++i) q[i] -= apart;
+      for (int64_t i = 0; i < k.numel(); ++i) k[i] += apart;
       Tensor out = over_tokens(make_tensor({tokens, g.q_heads, g.dv}));
       std::unique_ptr<Kernel> kernel = entry->make(make_spec(g, q, k, v, sinks, out, scale), nullptr);
       if (!kernel) break;
@@ -190,7 +193,7 @@ void check(const Geometry& g, const Steps& steps, uint64_t seed, float sharp = 1
         out.data.assign(out.data.size(), -7.0f);
         run_kernel(*kernel, {q.view(), k.view(), v.view(), g.sinks ? sinks.view() : TensorView{}},
                    {out.view()}, threads, &world.batch(), {&world.memory()});
-        ASSERT_EQ(first_difference(out, want, 4e-6 * sharp * sharp, 4e-6), "")
+        ASSERT_EQ(first_difference(out, want, 4e-6 * sharp * sharp * (1 + 10 * apart), 4e-6), "")
             << entry->name << " " << g.title << " step " << step;
         if (threads == 1) one = out;
         ASSERT_TRUE(same_bits(one, out)) << entry->name << " " << g.title << ": two threads differ from one";
@@ -230,6 +233,11 @@ TEST(CpuAttention, LongSequencesAreSplitAndMerged) {
   check({"grouped", 6, 2, 32, 32, 32}, {{150, 300, 3}, {1, 1, 1}, {90, 700, 1}, {1, 1, 1}}, 100);
   check({"window", 4, 2, 16, 16, 16, 200}, {{400, 3}, {1, 1}, {1, 1}, {50, 190}, {1, 1}}, 101);
   check({"sinks and cap", 4, 1, 16, 16, 16, 0, 0, 5.0, true}, {{400, 129}, {1, 1}, {1, 1}}, 102, 3.0f);
+}
+
+TEST(CpuAttention, VeryNegativeScores) {
+  check({"window", 4, 2, 16, 16, 16, 70}, {{150, 3}, {1, 60}, {90, 1}}, 300, 1.0f, 8.0f);
+  check({"chunk", 2, 2, 16, 16, 32, 0, 50}, {{150, 3}, {1, 60}, {90, 1}}, 301, 1.0f, 8.0f);
 }
 
 TEST(CpuAttention, NotCausal) {
