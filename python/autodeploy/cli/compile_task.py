@@ -35,11 +35,22 @@ def compile_artifact(
     report: Report = lambda text: None,
 ) -> None:
     """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError."""
+    _check_output(out)
     from autodeploy.compile import compile_model
 
     compile_model(
         model, out, revision=revision, trust_remote_code=trust_remote_code, pack=pack, dump=dump, report=report
     )
+
+
+def _check_output(out: Path) -> None:
+    """Refuse at once what the writer would refuse in the end."""
+    from autodeploy.artifact import is_artifact
+
+    if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
+        raise ValueError(f"[compile] {out} is neither an artifact nor empty; it will not be overwritten")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"[compile] expected a folder at {out}, found a file: choose another")
 
 
 def explain_model(
