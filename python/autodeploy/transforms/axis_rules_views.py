@@ -64,6 +64,12 @@ def _expand(an: Analysis, node: Node, a: dict[str, Any]) -> Axes:
     return place(tuple(out))
 
 
+@rule("aten.broadcast_tensors")
+def _broadcast_tensors(an: Analysis, node: Node, a: dict[str, Any]) -> Any:
+    axes = broadcast(an, list(a["tensors"]), node.meta["val"][0])
+    return tuple(axes for _ in node.meta["val"])
+
+
 @rule("aten.repeat")
 def _repeat(an: Analysis, node: Node, a: dict[str, Any]) -> Axes:
     axes, repeats = an.of(a["self"]), list(a["repeats"])

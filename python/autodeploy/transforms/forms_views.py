@@ -66,6 +66,19 @@ def _expand(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     return None
 
 
+@form("aten.broadcast_tensors")
+def _broadcast(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    for user in list(node.users):
+        if user.target is not operator.getitem:
+            continue
+        x, value = a["tensors"][user.args[1]], user.meta["val"]
+        wanted = expand_sizes(x, value.shape)
+        if wanted is not None:
+            kept = all(s == -1 for s in wanted)
+            replace(user, x if kept else r.call(aten.expand.default, x, wanted, like=user, before=user))
+    return None
+
+
 def _interleave(r: Rewriter, node: Node, x: Node, outer: list[int], inner: list[int]) -> Node:
     """Each dim d of x becomes outer[d] * size * inner[d]."""
     shape = list(n.shape_of(x))

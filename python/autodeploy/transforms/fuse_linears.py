@@ -17,8 +17,8 @@ _ALIGNED = 16  # rows of a weight that a result's parts should start at multiple
 class FuseLinears(Transform):
     """One product for all linears of one value: query, key and value; gate and up; a router beside a shared expert.
 
-    1. Linears of the same value form a group when their weights are parameters that nothing else reads, and either all
-       of them have a bias that is such a parameter, or none.
+    1. Linears of the same value form a group when their weights are parameters of one dtype that nothing else reads,
+       and either all of them have a bias that is such a parameter, or none.
     2. The weight of the fused linear has the segments of all weights, in order: each keeps its own format. So has the
        bias. Weights whose rows are no multiple of 16 come last, so that the others' results start aligned.
     3. Each linear becomes a slice of the fused result.
@@ -27,11 +27,11 @@ class FuseLinears(Transform):
     name = "fuse_linears"
 
     def run(self, ir: ModelIR) -> bool:
-        groups: dict[tuple[Node, bool], list[Node]] = {}  # members in graph order
+        groups: dict[tuple[object, ...], list[Node]] = {}  # members in graph order
         for node in n.calls(ir.graph, "autodeploy.linear"):
             x, weight, bias = node.args
             if _own(ir, weight) and (bias is None or _own(ir, bias)):
-                groups.setdefault((x, bias is None), []).append(node)
+                groups.setdefault((x, n.dtype_of(weight), bias is None), []).append(node)
         rewriter = Rewriter(ir)
         changed = False
         for members in groups.values():

@@ -48,6 +48,7 @@ SPELLINGS = {
     "empty parts": (lambda x, pos, p: torch.cat([x[..., 8:], x, x[..., :0]], -1), {"aten.cat"}),
     "repeat of ones": (lambda x, pos, p: x.sum(-1, keepdim=True).repeat(1, 1, 8), {"aten.repeat", "aten.reshape"}),
     "expanded over tokens": (lambda x, pos, p: x + torch.ones(8, dtype=x.dtype).expand_as(x), {"aten.expand_as"}),
+    "broadcast_tensors": (lambda x, pos, p: sum(torch.broadcast_tensors(x[..., :1], x)), {"aten.broadcast_tensors"}),
     "outer product": (lambda x, pos, p: (x[..., None] @ x[..., None, :]).sum(-1), {"aten.matmul"}),
 }
 
