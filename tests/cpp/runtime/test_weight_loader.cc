@@ -285,7 +285,8 @@ TEST(WeightLoader, TransposedAndWrappedTensorsForAnyThreadCount) {
       file, kRows, kCols,
       R"({"op": "cat", "dim": 1, "xs": [{"op": "slice", "dim": 1, "start": 90, "stop": 96, "step": 1, "x":
           {"op": "permute", "dims": [1, 0], "x": {"op": "tensor", "name": "t"}}},
-          {"op": "slice", "dim": 1, "start": 0, "stop": 90, "step": 1, "x": {"op": "permute", "dims": [1, 0], "x": {"op": "tensor", "name": "t"}}}]})");
+          {"op": "slice", "dim": 1, "start": 0, "stop": 90, "step": 1, "x":
+          {"op": "permute", "dims": [1, 0], "x": {"op": "tensor", "name": "t"}}}]})");
   std::vector<float> values(kRows * kCols);
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
   testing::write_file(
