@@ -107,8 +107,8 @@ class Attention final : public Kernel {
     }
     call.pool->parallel_for(tasks, 1, [&](int64_t task, int64_t end, int thread) {
       for (; task < end; ++task) {
-        int64_t seq = batch.num_seqs - 1;
-        while (seq > 0 && starts[seq - 1] <= task) --seq;
+        // The lowest sequence that starts at or before the task; those above it with the same start have no tasks.
+        const int64_t seq = std::partition_point(starts, starts + batch.num_seqs, [&](int64_t s) { return s > task; }) - starts;
         run_task(call, seq, task - starts[seq], thread);
       }
     });
@@ -158,21 +158,19 @@ class Attention final : public Kernel {
   void append(const KernelCall& call) const {
     const StepBatch& batch = *call.batch;
     const TensorView &k = call.in[1], &v = call.in[2];
-    call.pool->parallel_for(
-        batch.num_seqs * kv_heads_, batch.num_tokens > 16 ? 1 : batch.num_seqs * kv_heads_,
-        [&](int64_t begin, int64_t end, int) {
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t seq = i / kv_heads_, head = i % kv_heads_;
-            const KeyValuePages kv = pages_of(call, seq, head);
-            const int64_t first = batch.query_start[seq], tokens = batch.query_start[seq + 1] - first;
-            for (int64_t t = 0; t < tokens; ++t) {
-              const int64_t at = batch.kv_len[seq] - tokens + t;
-              append_key(kv, at, k.as<const float>() + (first + t) * k.stride[0] + head * k.stride[1]);
-              std::memcpy(kv.value(at), v.as<const float>() + (first + t) * v.stride[0] + head * v.stride[1],
-                          static_cast<size_t>(value_len_) * sizeof(float));
-            }
-          }
-        });
+    call.pool->parallel_for(batch.num_tokens, 32, [&](int64_t begin, int64_t end, int) {
+      int64_t seq = std::upper_bound(batch.query_start.begin(), batch.query_start.begin() + batch.num_seqs, begin) - batch.query_start.begin() - 1;
+      for (int64_t token = begin; token < end; ++token) {
+        while (token >= batch.query_start[seq + 1]) ++seq;
+        const int64_t at = batch.kv_len[seq] - (batch.query_start[seq + 1] - token);
+        for (int64_t head = 0; head < kv_heads_; ++head) {
+          const KeyValuePages kv = pages_of(call, seq, head);
+          append_key(kv, at, k.as<const float>() + token * k.stride[0] + head * k.stride[1]);
+          std::memcpy(kv.value(at), v.as<const float>() + token * v.stride[0] + head * v.stride[1],
+                      static_cast<size_t>(value_len_) * sizeof(float));
+        }
+      }
+    });
   }
 
   void append_key(const KeyValuePages& kv, int64_t at, const float* key) const {
