@@ -41,15 +41,23 @@ class InterpreterBackend:
 
 
 class RuntimeBackend:
-    """The C++ runtime as a backend."""
+    """The C++ runtime as a backend.
+
+    `exact` forbids 8-bit activations; with `poison` no values share memory, and each is NaN until it is written.
+    """
 
     def __init__(
-        self, artifact: Path, limits: dict[str, int], num_threads: int = 1, exact: bool = True
+        self,
+        artifact: Path,
+        limits: dict[str, int],
+        num_threads: int = 1,
+        exact: bool = True,
+        poison: bool = False,
     ) -> None:
         from autodeploy._load_native import load_native
 
         self.name = f"runtime, {num_threads} thread{'s' if num_threads > 1 else ''}{'' if exact else ', int8'}"
-        self.runner = load_native().Runner(str(artifact), num_threads=num_threads, exact=exact, **limits)
+        self.runner = load_native().Runner(str(artifact), num_threads=num_threads, exact=exact, poison=poison, **limits)
 
     def step(self, planned: PlannedStep) -> Logits:
         return self._run(planned, [])["logits"]

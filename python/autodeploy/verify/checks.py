@@ -62,7 +62,7 @@ def verify(
     if max_new_tokens < 1:
         raise ValueError(f"[verify] expected max_new_tokens >= 1, found {max_new_tokens}")
     artifact = read_artifact(prepare_artifact(model, trust_remote_code=trust_remote_code))
-    checkpoint = Path(reference) if reference is not None else checkpoint_of(artifact)
+    checkpoint = checkpoint_of(artifact) if reference is None else _existing(Path(reference).expanduser())
     ids = prompt_ids(artifact, prompts, max_new_tokens)
     expected = expectations(checkpoint, ids, max_new_tokens, artifact.provenance.remote_code)
     report = Report(str(model), str(artifact.path))
@@ -137,6 +137,12 @@ def checkpoint_of(artifact: Artifact) -> Path:
     if not found.exists():
         raise ValueError(f"[verify] expected the checkpoint {found} of {artifact.path}; give one with `reference`")
     return found
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"[verify] expected a checkpoint at {path}, found nothing; give another with `reference`")
+    return path
 
 
 def prompt_ids(

@@ -38,6 +38,15 @@ def test_threads_change_no_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_shared_memory_changes_no_bit(name: str) -> None:
+    """Values that lie in each other's memory, once they are dead, compute what they compute in memory of their own."""
+    c = find(name)
+    steps = PLANS["ragged"](c.feeds)
+    shared, apart = (run_steps(c.runtime(steps, poison=p), steps) for p in (False, True))
+    assert all(np.array_equal(a, b) for a, b in zip(shared, apart, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_engine(name: str) -> None:
     check_greedy(find(name))
 
