@@ -265,6 +265,16 @@ int64_t CacheManager::used_bytes() const {
   return bytes;
 }
 
+int64_t CacheManager::book_bytes() const {
+  int64_t bytes = slots_.book_bytes();
+  for (const PagePool& pool : pools_) bytes += pool.book_bytes();
+  for (const Sequence& seq : sequences_) {
+    for (const auto& pages : seq.holdings.pages)
+      bytes += static_cast<int64_t>(pages.capacity() * sizeof(int32_t));
+  }
+  return bytes;
+}
+
 int64_t CacheManager::total_bytes() const {
   int64_t bytes = slots_.total() * plan_.slots.slot_bytes;
   for (size_t g = 0; g < pools_.size(); ++g) bytes += pools_[g].total() * plan_.groups[g].page_bytes;

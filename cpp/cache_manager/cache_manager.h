@@ -80,6 +80,9 @@ class CacheManager {
   int64_t used_bytes() const;
   int64_t total_bytes() const;
 
+  // Bytes of the books themselves: page tables, owners and free lists.
+  int64_t book_bytes() const;
+
   // Recounts everything: free + cached + used = total, every owner counted, no page twice in a sequence,
   // promises covered. Throws Error(kInternal) naming what is wrong. Takes time linear in the pages: for tests
   // and idle debug builds.

@@ -30,6 +30,7 @@ class PagePool {
   int32_t total() const { return static_cast<int32_t>(sequences_.size()) - 1; }
   int32_t num_sequences(int32_t page) const { return sequences_[static_cast<size_t>(page)]; }
   int32_t num_snapshots(int32_t page) const { return snapshots_[static_cast<size_t>(page)]; }
+  int64_t book_bytes() const { return static_cast<int64_t>(3 * sequences_.size() * sizeof(int32_t)); }
   const std::vector<int32_t>& free_pages() const { return free_; }
 
  private:

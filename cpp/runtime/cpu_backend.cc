@@ -14,6 +14,7 @@
 #include "runtime/cpu_model_runner.h"
 #include "runtime/engine_backend.h"
 #include "runtime/executor.h"
+#include "runtime/program_limits.h"
 #include "runtime/program_reader.h"
 #include "runtime/sampler.h"
 #include "runtime/weight_loader.h"
@@ -23,21 +24,6 @@ namespace autodeploy {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-// Columns of the logits, which is what token ids are counted by.
-int64_t vocabulary_of(const ProgramSpec& program) {
-  const int32_t logits = program.output("logits");
-  AD_CHECK(
-      logits >= 0, ErrorKind::kUnsupported,
-      "[engine] expected a program with the output 'logits', found none; compile a causal language model");
-  const std::vector<Dim>& shape = program.values[static_cast<size_t>(logits)].shape;
-  AD_CHECK(shape.size() == 2 && shape[1].is_static() && shape[1].constant > 0, ErrorKind::kUnsupported,
-           "[engine] expected logits of shape [R, vocab_size]");
-  const int64_t columns = shape[1].constant;
-  AD_CHECK(program.vocab_size == 0 || program.vocab_size == columns, ErrorKind::kInvalidArtifact,
-           "[engine] expected logits for the vocabulary of ", program.vocab_size, " tokens, found ", columns);
-  return columns;
-}
 
 std::vector<ParamBinding> bindings_of(const ProgramSpec& program, const LoadedWeights& weights) {
   std::vector<ParamBinding> bindings;
@@ -57,14 +43,13 @@ class CpuBackend final : public EngineBackend {
     process_bytes_ = resident_memory();
     ProgramSpec program = load_program(artifact_dir);
     const WeightProgram weight_program = load_weight_program(artifact_dir);
-    vocab_size_ = vocabulary_of(program);
-    max_positions_ = program.max_positions;
+    program_limits_ = find_program_limits(program);
     available_bytes_ = available_memory();
     // Options are checked before a thread is started for them.
     const int threads =
         options.num_threads > 0 ? std::min(options.num_threads, kMaxThreads) : available_processors();
     const WeightPlan weight_plan = plan_weights(weight_program, program.params, threads);
-    const ModelFacts facts{vocab_size_, max_positions_,
+    const ModelFacts facts{program_limits_.vocab_size, program_limits_.max_positions,
                            weight_plan.resident_bytes + weight_plan.scratch_bytes};
     const CacheLimits limits = resolve_limits(options, facts, program.states, available_bytes_);
     std::vector<StateSpec> states = program.states;
@@ -86,19 +71,20 @@ class CpuBackend final : public EngineBackend {
     executor_options.exact = options.exact;
     executor_options.pool = pool_.get();
     executor_->bind(bindings, std::move(states), pools_->memory(), executor_options);
-    sampler_ = std::make_unique<Sampler>(vocab_size_, plan.limits.max_num_seqs, pool_->num_threads());
+    sampler_ =
+        std::make_unique<Sampler>(program_limits_.vocab_size, plan.limits.max_num_seqs, pool_->num_threads());
     runner_ = std::make_unique<CpuModelRunner>(executor_.get(), sampler_.get(), pool_.get());
   }
 
   ModelRunner& runner() override { return *runner_; }
   CacheManager& cache() override { return *cache_; }
-  int64_t vocab_size() const override { return vocab_size_; }
+  int64_t vocab_size() const override { return program_limits_.vocab_size; }
 
-  std::string plan_json() const override {
+  std::string plan_json(int64_t book_bytes) const override {
     Json plan = Json::parse(executor_->plan_json());
     const CachePlan& caches = cache_->plan();
-    plan["limits"] = {{"vocab_size", vocab_size_},
-                      {"max_positions", max_positions_},
+    plan["limits"] = {{"vocab_size", program_limits_.vocab_size},
+                      {"max_positions", program_limits_.max_positions},
                       {"max_seq_len", caches.limits.max_seq_len},
                       {"max_num_seqs", caches.limits.max_num_seqs},
                       {"max_batch_tokens", caches.limits.max_batch_tokens},
@@ -114,7 +100,8 @@ class CpuBackend final : public EngineBackend {
                       {"arena", arena},
                       {"caches", caches.bytes()},
                       {"sampler", sampler_->bytes()},
-                      {"total", weights + arena + caches.bytes() + sampler_->bytes()},
+                      {"books", book_bytes},
+                      {"total", weights + arena + caches.bytes() + sampler_->bytes() + book_bytes},
                       {"arena_lower_bound", memory.lower_bound},
                       {"workspace_in_arena", memory.workspace_bytes},
                       {"process_at_start", process_bytes_},
@@ -155,7 +142,8 @@ class CpuBackend final : public EngineBackend {
 
   // In the order of their dependencies: what comes later points into what came before.
   EngineOptions options_;
-  int64_t vocab_size_ = 0, max_positions_ = 0, available_bytes_ = 0, process_bytes_ = 0;
+  ProgramLimits program_limits_;
+  int64_t available_bytes_ = 0, process_bytes_ = 0;
   std::unique_ptr<ThreadPool> pool_;
   LoadedWeights weights_;
   std::unique_ptr<HostStatePools> pools_;

@@ -20,8 +20,10 @@ class StepScope {
 void CpuModelRunner::launch(const Step& step) {
   rows_ = {};
   const StepScope scope(pool_);
-  const TensorView logits = executor_->run(step.batch);
-  if (!step.rows.empty()) rows_ = sampler_->sample(logits, step.rows, *pool_);
+  TensorView logits = executor_->run(step.batch);
+  if (step.rows.empty()) return;
+  logits.shape[1] = sampler_->vocab_size();  // columns beyond are padding of the head
+  rows_ = sampler_->sample(logits, step.rows, *pool_);
 }
 
 BatchResult CpuModelRunner::wait() {

@@ -52,7 +52,7 @@ Engine::Engine(std::unique_ptr<EngineBackend> backend)
     : backend_(std::move(backend)),
       scheduler_(&backend_->cache(), backend_->vocab_size()),
       loop_(make_plain_loop(&scheduler_, &backend_->runner())),
-      plan_(backend_->plan_json()),
+      plan_(backend_->plan_json(scheduler_.bytes())),
       vocab_size_(backend_->vocab_size()),
       limits_(backend_->cache().plan().limits),
       start_(std::chrono::steady_clock::now()),

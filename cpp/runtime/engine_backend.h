@@ -18,8 +18,9 @@ class EngineBackend {
   virtual ModelRunner& runner() = 0;
   virtual CacheManager& cache() = 0;
   virtual int64_t vocab_size() const = 0;
-  // Every byte and every choice as a JSON object, with at least "limits" and "memory".
-  virtual std::string plan_json() const = 0;
+  // Every byte and every choice as a JSON object, with at least "limits" and "memory"; book_bytes is what
+  // scheduler and cache manager take for their books.
+  virtual std::string plan_json(int64_t book_bytes) const = 0;
 };
 
 // progress(done, total) in bytes of weights, from the calling thread; it may throw to give up.

@@ -35,6 +35,7 @@ class Sampler {
                                      ThreadPool& pool);
 
   int64_t bytes() const;
+  int64_t vocab_size() const { return vocab_size_; }
 
  private:
   struct Scratch;

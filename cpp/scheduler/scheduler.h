@@ -55,6 +55,8 @@ class Scheduler {
   bool step_open() const { return step_open_; }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  // Bytes that the arrays of a step and the caches' books take, from the start to the end.
+  int64_t bytes() const { return builder_.bytes() + cache_->book_bytes(); }
   const SchedulerCounters& counters() const { return counters_; }
   // The caches' books, and that running requests and sequences match. Throws Error(kInternal).
   void audit() const;

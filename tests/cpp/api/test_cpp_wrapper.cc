@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <chrono>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -107,6 +110,22 @@ TEST(CppWrapper, RequestsEndWithTheirObject) {
   EXPECT_TRUE(output.finish_reason == AUTODEPLOY_FINISH_CANCELLED || output.token_ids.size() == 60U);
   autodeploy::Request moved = std::move(kept);
   EXPECT_TRUE(moved.finished());
+}
+
+// Less than a thousandth of a processor, the workers of the pool included.
+TEST(CppWrapper, SleepsWhenIdle) {
+  autodeploy::Engine engine(kArtifact, options(2));
+  engine.add_request({1, 2, 3}, greedy(20)).wait();
+  const auto cpu_seconds = [] {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+  };
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const double before = cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  EXPECT_LT(cpu_seconds() - before, 0.002);
 }
 
 TEST(CppWrapper, ARequestMayOutliveItsEngine) {

@@ -15,7 +15,7 @@ class FakeBackend final : public EngineBackend {
   ModelRunner& runner() override { return *stack_.runner; }
   CacheManager& cache() override { return *stack_.cache; }
   int64_t vocab_size() const override { return model_.vocab_size; }
-  std::string plan_json() const override { return R"({"limits": {"vocab_size": 97}, "memory": {}})"; }
+  std::string plan_json(int64_t) const override { return R"({"limits": {"vocab_size": 97}, "memory": {}})"; }
   FakeRunner& fake() { return *stack_.runner; }
 
  private:
