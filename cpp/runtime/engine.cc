@@ -88,7 +88,7 @@ uint64_t Engine::fresh_seed() {
 void Engine::cancel(RequestId id) {
   const std::lock_guard lock(mutex_);
   if (!live_.contains(id)) return;
-  commands_.push_back(Cancel{id});
+  commands_.emplace_back(std::in_place_type<Cancel>, Cancel{id});
   commands_ready_.notify_one();
 }
 
