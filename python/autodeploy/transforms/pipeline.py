@@ -20,6 +20,7 @@ from .manager import Phase, Report, run_phases
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
+from .raise_convolution import RaiseConvolution
 from .raise_linear import RaiseLinear
 from .raise_norms import RaiseNorms
 from .raise_rope import RaiseRope
@@ -41,6 +42,7 @@ def phases() -> list[Phase]:
             TokenPositions(),
             CleanUp(),
             RaiseAttention(),
+            RaiseConvolution(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),
