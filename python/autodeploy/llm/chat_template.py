@@ -151,13 +151,14 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt text of a conversation; it holds its own special tokens, so encode it without adding any.
 
         tools: JSON schemas of functions. documents: dicts for templates that know retrieval.
+        add_generation_prompt: begin the assistant's turn at the end; default yes, unless the last message goes on.
         continue_final_message: leave the last message open, so that the model goes on with it.
         variables: whatever else the template reads; they override special tokens of the same name.
         Raises ValueError, with the template's own words where it refuses the conversation.
@@ -165,6 +166,8 @@ class ChatTemplate:
         chat = _check_messages(messages)
         if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
             raise ValueError("[chat] tools: expected JSON schemas (dicts), found something else")
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
         if continue_final_message and add_generation_prompt:
             raise ValueError("[chat] continue_final_message and add_generation_prompt exclude each other; set one")
         final = self._open_final_message(chat) if continue_final_message else ""

@@ -53,7 +53,8 @@ class EngineSession:
 
     def __init__(self, engine: NativeEngine):
         self._engine = engine
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close a forgotten stream, which cancels, in the middle of a submit.
+        self._lock = threading.RLock()
         self._running: dict[int, tuple[RequestState, int]] = {}
         self._closing = False
         self._fault: str | None = None

@@ -161,3 +161,16 @@ def test_the_key_of_a_file_and_of_a_broken_one(tmp_path):
     short.mkdir()
     (short / "model.safetensors").write_bytes(b"\xff" * 9)
     assert checkpoint_key(short, trust_remote_code=False)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache = ArtifactCache(tmp_path / "cache")
+    monkeypatch.setattr("autodeploy.llm.artifact_cache.os.rename", full)
+    with pytest.raises(ValueError, match=r"No space left.*autodeploy cache clear"):
+        cache.find_or_make("k", "m", make_in(tmp_path), quiet)
+    assert list((tmp_path / "cache" / "artifacts").iterdir()) == []

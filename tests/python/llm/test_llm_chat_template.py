@@ -146,7 +146,9 @@ def test_errors_name_what_to_do():
     with pytest.raises(ValueError, match="fails on this conversation"):
         ChatTemplate("{{ messages[0].content + 1 }}", {}).render(USER)
     with pytest.raises(ValueError, match="exclude each other"):
-        ChatTemplate(CHAT_TEMPLATE, {}).render(USER, continue_final_message=True)
+        ChatTemplate(CHAT_TEMPLATE, {}).render(USER, continue_final_message=True, add_generation_prompt=True)
+    open_ended = [*USER, {"role": "assistant", "content": "I"}]
+    assert ChatTemplate(CHAT_TEMPLATE, {}).render(open_ended, continue_final_message=True).endswith("assistant\nI")
     with pytest.raises(ValueError, match="expected a default template"):
         ChatTemplate({"a": "x", "b": "y"}, {}).render(USER)
 

@@ -77,3 +77,21 @@ time.sleep(60)
     assert time.monotonic() - started < 10
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
+
+
+def test_the_worker_itself(tmp_path, monkeypatch):
+    """Errors come back in one line each, and nothing but answers reaches stdout."""
+    from autodeploy.llm.compile_client import compile_in_child, resolve_in_child
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=r"^\[source\] .* does not exist"):
+        resolve_in_child(str(tmp_path / "missing"), revision=None, trust_remote_code=False, report=print)
+    with pytest.raises(ValueError, match=r"^\[hub\] cannot fetch nobody/nothing"):
+        resolve_in_child("nobody/nothing", revision=None, trust_remote_code=False, report=lambda text: None)
+    (tmp_path / "config.json").write_text("{}")
+    path, revision = resolve_in_child(str(tmp_path), revision=None, trust_remote_code=False, report=print)
+    assert (path, revision) == (tmp_path, None)
+    with pytest.raises(CompileError, match=r"^\[compile\] KeyError"):
+        run_worker({"task": "compile", "model": "x"}, print)
+    with pytest.raises(ValueError, match="choose another"):
+        compile_in_child("x", tmp_path, revision=None, trust_remote_code=False, report=print)
