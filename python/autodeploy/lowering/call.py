@@ -177,9 +177,9 @@ class Call:
         """A row-major copy."""
         return self._try(lambda: self.builder.copy(view, self.source))
 
-    def laid_out(self, op: str, position: int, view: View | None) -> View | None:
+    def laid_out(self, op: str, view: View | None) -> View | None:
         """The view, or a copy where the op's layout rule asks for one."""
-        if view is None or layout.fits(op, position, view):
+        if view is None or layout.fits(op, view):
             return view
         return self.copy(view)
 
@@ -192,7 +192,7 @@ class Call:
         **more: Any,
     ) -> None:
         """Appends an instruction; operands are copied where its layout rule asks for it."""
-        placed = [self.laid_out(op, i, v) for i, v in enumerate(inputs)]
+        placed = [self.laid_out(op, v) for v in inputs]
         self._try(lambda: self.builder.emit(op, placed, outputs, attrs, source=self.source, **more))
 
     def static(self, view: View, dims: Sequence[int], what: str) -> list[int]:

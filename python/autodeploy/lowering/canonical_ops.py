@@ -34,7 +34,7 @@ def lower_canonical(call: Call, op: Op, states: dict[str, StateDecl]) -> View | 
         call.new_value([s for d, s in enumerate(call.shape(i)) if d not in gone], call.dtype(i), i)
         for i in range(len(call.results))
     ]
-    placed = [call.laid_out(op.name, i, v) for i, v in enumerate(operands)]
+    placed = [call.laid_out(op.name, v) for v in operands]
     parts = PARTS[op.name](call, placed, results, attrs) if op.name in PARTS else []
     call.emit(
         op.name,
