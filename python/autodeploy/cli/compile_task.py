@@ -48,9 +48,11 @@ def _check_output(out: Path) -> None:
     from autodeploy.artifact import is_artifact
 
     if out.is_dir() and any(out.iterdir()) and not is_artifact(out):
-        raise ValueError(f"[compile] {out} is neither an artifact nor empty; it will not be overwritten")
+        raise ValueError(
+            f"[compile] {out} is neither an artifact nor empty; it will not be overwritten: take another folder"
+        )
     if out.exists() and not out.is_dir():
-        raise ValueError(f"[compile] expected a folder at {out}, found a file: choose another")
+        raise ValueError(f"[compile] expected a folder at {out}, found a file: take another")
 
 
 def explain_model(

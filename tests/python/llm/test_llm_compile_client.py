@@ -93,5 +93,5 @@ def test_the_worker_itself(tmp_path, monkeypatch):
     assert (path, revision) == (tmp_path, None)
     with pytest.raises(CompileError, match=r"^\[compile\] KeyError"):
         run_worker({"task": "compile", "model": "x"}, print)
-    with pytest.raises(ValueError, match="choose another"):
+    with pytest.raises(ValueError, match="will not be overwritten"):
         compile_in_child("x", tmp_path, revision=None, trust_remote_code=False, report=print)
