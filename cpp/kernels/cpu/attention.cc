@@ -107,8 +107,11 @@ class Attention final : public Kernel {
     }
     call.pool->parallel_for(tasks, 1, [&](int64_t task, int64_t end, int thread) {
       for (; task < end; ++task) {
-        // The lowest sequence that starts at or before the task; those above it with the same start have no tasks.
-        const int64_t seq = std::partition_point(starts, starts + batch.num_seqs, [&](int64_t s) { return s > task; }) - starts;
+        // The lowest sequence that starts at or before the task; those above it with the same start have no
+        // tasks.
+        const int64_t seq =
+            std::partition_point(starts, starts + batch.num_seqs, [&](int64_t s) { return s > task; }) -
+            starts;
         run_task(call, seq, task - starts[seq], thread);
       }
     });
@@ -159,7 +162,9 @@ class Attention final : public Kernel {
     const StepBatch& batch = *call.batch;
     const TensorView &k = call.in[1], &v = call.in[2];
     call.pool->parallel_for(batch.num_tokens, 32, [&](int64_t begin, int64_t end, int) {
-      int64_t seq = std::upper_bound(batch.query_start.begin(), batch.query_start.begin() + batch.num_seqs, begin) - batch.query_start.begin() - 1;
+      int64_t seq =
+          std::upper_bound(batch.query_start.begin(), batch.query_start.begin() + batch.num_seqs, begin) -
+          batch.query_start.begin() - 1;
       for (int64_t token = begin; token < end; ++token) {
         while (token >= batch.query_start[seq + 1]) ++seq;
         const int64_t at = batch.kv_len[seq] - (batch.query_start[seq + 1] - token);

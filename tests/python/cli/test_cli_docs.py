@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tiny_workshop import ROOT, has_engine, make_checkpoint, run_python, run_shell
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not has_engine(), reason="the C++ engine was not built")]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from tiny_workshop import ROOT
-
 from autodeploy.cli.main import COMMANDS
 from autodeploy.llm import LLM, CompletionOutput, RequestOutput, SamplingParams, env
+from tiny_workshop import ROOT
 
 DOCS = ROOT / "docs"
 
