@@ -78,7 +78,7 @@ def names(group: str) -> list[str]:
 def case(name: str) -> Case:
     """A tiny model of this type, compiled."""
     entry = next(m for m in DATA["models"] if m["name"] == name)
-    checkpoint = _checkpoint(name, json.dumps(entry.get("overrides", {})))
+    checkpoint = _checkpoint(json.dumps(entry))
     return _compiled(name, checkpoint, checkpoint)
 
 
@@ -86,16 +86,18 @@ def case(name: str) -> Case:
 def gguf_case(index: int) -> Case:
     """A tiny model from a GGUF file; the reference is its dequantized twin."""
     entry = DATA["gguf"][index]
-    checkpoint = _checkpoint(entry["name"], json.dumps(entry.get("overrides", {})))
+    checkpoint = _checkpoint(json.dumps({"name": entry["name"], "overrides": entry["overrides"]}))
     path = write_gguf(checkpoint, workshop() / f"gguf-{index}", entry["types"], entry["pairs"])
     return _compiled(f"gguf {entry['name']}", path, path.parent / "twin")
 
 
 @functools.cache
-def _checkpoint(name: str, overrides: str) -> Path:
+def _checkpoint(text: str) -> Path:
     from autodeploy.testing.tiny import make_tiny
 
-    return make_tiny(name, workshop() / f"checkpoint-{name}", overrides=json.loads(overrides))
+    entry = json.loads(text)
+    folder = tempfile.mkdtemp(prefix=f"{entry['name']}-", dir=workshop())
+    return make_tiny(entry["name"], folder, overrides=entry.get("overrides"), **entry.get("checkpoint", {}))
 
 
 def _compiled(name: str, checkpoint: Path, reference: Path) -> Case:
