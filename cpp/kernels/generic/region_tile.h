@@ -11,14 +11,12 @@ namespace autodeploy {
 // variant calls uniform is a single element. dst may equal an argument of the same width.
 using TileFn = void (*)(void* dst, const void* a, const void* b, const void* c, int64_t n);
 
-#define AD_TILE_F32_UNARY(X)                                                                       \
-  X(neg)                                                                                           \
-  X(abs)                                                                                           \
-  X(exp)                                                                                           \
-  X(log)                                                                                           \
-  X(log1p)                                                                                         \
-  X(expm1) X(sqrt) X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh) X(sigmoid) X(silu) X(relu) X(gelu) \
-      X(gelu_tanh) X(softplus) X(erf) X(floor) X(ceil) X(round) X(trunc) X(sign) X(square)
+// clang-format off
+#define AD_TILE_F32_UNARY(X)                                                                              \
+  X(neg) X(abs) X(exp) X(log) X(log1p) X(expm1) X(sqrt) X(rsqrt) X(reciprocal) X(sin) X(cos) X(tanh)      \
+  X(sigmoid) X(silu) X(relu) X(gelu) X(gelu_tanh) X(softplus) X(erf) X(floor) X(ceil) X(round) X(trunc)   \
+  X(sign) X(square)
+// clang-format on
 // silu_mul(a, b) = silu(a) * b, rounded in between: the gate of most MLPs.
 #define AD_TILE_F32_BINARY(X) \
   X(add) X(sub) X(mul) X(div) X(pow) X(min) X(max) X(fmod) X(floor_div) X(silu_mul)
