@@ -8,11 +8,13 @@ namespace {
 
 using namespace autodeploy::testing;
 
-void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64_t d, int64_t num_seqs, int64_t tokens, int64_t past) {
+void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64_t d, int64_t num_seqs,
+           int64_t tokens, int64_t past) {
   constexpr int64_t kPage = 32;
   const int64_t total = num_seqs * tokens, len = past + tokens, pages = (len + kPage - 1) / kPage;
   Random random(1);
-  Tensor q = over_tokens(random_tensor(random, {total, hq, d})), k = over_tokens(random_tensor(random, {total, hkv, d})), v = k;
+  Tensor q = over_tokens(random_tensor(random, {total, hq, d})),
+         k = over_tokens(random_tensor(random, {total, hkv, d})), v = k;
   Tensor out = over_tokens(make_tensor({total, hq, d}));
   KernelSpec spec;
   spec.op = "attention";
@@ -41,7 +43,8 @@ void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64
   for (int c = 0; c < 2; ++c) {
     const int64_t floats = (num_seqs * pages + 1) * kPage * hkv * d;
     pools.push_back(aligned_bytes(4 * floats));
-    for (int64_t i = 0; i < floats; ++i) reinterpret_cast<float*>(pools.back().get())[i] = 0.01f * static_cast<float>(i % 97);
+    for (int64_t i = 0; i < floats; ++i)
+      reinterpret_cast<float*>(pools.back().get())[i] = 0.01f * static_cast<float>(i % 97);
     memory.data.push_back(pools.back().get());
   }
   std::vector<int32_t> table, query_start = {0}, kv_len;
@@ -71,10 +74,12 @@ void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64
   pool.begin_step();
   const double t = best_of([&] { kernel->run(call); });
   pool.end_step();
-  const double pairs = static_cast<double>(num_seqs * tokens) * (static_cast<double>(past) + static_cast<double>(tokens + 1) / 2);
+  const double pairs = static_cast<double>(num_seqs * tokens) *
+                       (static_cast<double>(past) + static_cast<double>(tokens + 1) / 2);
   const double read = static_cast<double>(num_seqs * len * hkv * d * 8);
-  std::printf("%-18s %2ld x %4ld tokens after %4ld: %9.1f us  %7.1f GFLOP/s  %6.2f GB/s of keys and values\n", entry.name, static_cast<long>(num_seqs),
-              static_cast<long>(tokens), static_cast<long>(past), t * 1e6, pairs * 4 * static_cast<double>(hq * d) / t / 1e9, read / t / 1e9);
+  std::printf("%-18s %2ld x %4ld tokens after %4ld: %9.1f us  %7.1f GFLOP/s  %6.2f GB/s of keys and values\n",
+              entry.name, static_cast<long>(num_seqs), static_cast<long>(tokens), static_cast<long>(past),
+              t * 1e6, pairs * 4 * static_cast<double>(hq * d) / t / 1e9, read / t / 1e9);
 }
 
 }  // namespace
@@ -85,7 +90,9 @@ int main(int argc, char** argv) {
   const int threads = arg(1, 2);
   for (const autodeploy::KernelEntry* e : autodeploy::testing::kernels_of("attention")) {
     if (argc > 2 && std::string(e->name).find(argv[2]) == std::string::npos) continue;
-    const int64_t shapes[][3] = {{1, 512, 0}, {1, 64, 448}, {1, 16, 1000}, {1, 1, 127}, {1, 1, 511}, {1, 1, 4095}, {8, 1, 511}};
-    for (const auto& s : shapes) autodeploy::bench::bench(*e, threads, arg(3, 9), arg(4, 3), arg(5, 64), s[0], s[1], s[2]);
+    const int64_t shapes[][3] = {{1, 512, 0}, {1, 64, 448}, {1, 16, 1000}, {1, 1, 127},
+                                 {1, 1, 511}, {1, 1, 4095}, {8, 1, 511}};
+    for (const auto& s : shapes)
+      autodeploy::bench::bench(*e, threads, arg(3, 9), arg(4, 3), arg(5, 64), s[0], s[1], s[2]);
   }
 }

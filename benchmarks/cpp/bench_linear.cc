@@ -1,6 +1,8 @@
-// All linear layers of a small language model, one after the other with weights of their own, as a decoder runs them.
+// All linear layers of a small language model, one after the other with weights of their own, as a decoder
+// runs them.
 //   bench_linear [threads] [kernel name part] [formats...]
-// Reports the time of a step, weight bytes per second beside the measured read bandwidth, and operations per second.
+// Reports the time of a step, weight bytes per second beside the measured read bandwidth, and operations per
+// second.
 #include <cstdio>
 
 #include "bench_util.h"
@@ -30,7 +32,8 @@ Loaded load(const std::vector<Layer>& layers) {
     const std::vector<uint8_t> some = random_stored(random, l.format, 64, l.cols);
     PackedSegment s = plan_packed_segment(l.format, l.rows, l.cols, l.rows);
     m.storage.push_back(aligned_bytes(s.bytes));
-    for (int64_t r = 0; r < l.rows; r += 64) pack_rows(s, r, std::min<int64_t>(64, l.rows - r), some.data(), m.storage.back().get());
+    for (int64_t r = 0; r < l.rows; r += 64)
+      pack_rows(s, r, std::min<int64_t>(64, l.rows - r), some.data(), m.storage.back().get());
     s.data = m.storage.back().get();
     m.weights.push_back({"w", {l.rows, l.cols}, {s}});
     m.elements += l.rows * l.cols;
@@ -38,11 +41,13 @@ Loaded load(const std::vector<Layer>& layers) {
   return m;
 }
 
-void bench(const char* title, const std::vector<Layer>& layers, int threads, const std::string& wanted, bool exact, double bandwidth) {
+void bench(const char* title, const std::vector<Layer>& layers, int threads, const std::string& wanted,
+           bool exact, double bandwidth) {
   Loaded model = load(layers);
   ThreadPool pool(threads);
   for (int64_t tokens : {1, 2, 4, 8, 16, 64, 512}) {
-    // Many tokens are bound by arithmetic: a few layers tell as much as all, and a short run is disturbed less.
+    // Many tokens are bound by arithmetic: a few layers tell as much as all, and a short run is disturbed
+    // less.
     const size_t used = tokens > 8 ? std::min<size_t>(4, model.weights.size()) : model.weights.size();
     int64_t bytes = 0, elements = 0;
     for (size_t i = 0; i < used; ++i) {
@@ -106,10 +111,13 @@ void bench(const char* title, const std::vector<Layer>& layers, int threads, con
         for (size_t i = 0; i < used; ++i) t += best_of([&] { run_one(i); }, 0.2);
       }
       pool.end_step();
-      const double gbs = static_cast<double>(bytes) / t / 1e9, steps = static_cast<double>(model.elements) / static_cast<double>(elements);
-      std::printf("%-22s M=%-4ld %-18s %9.3f ms  %7.2f GB/s (%5.1f %% of read bandwidth)  %8.1f GOP/s  %9.0f tokens/s\n", title, static_cast<long>(tokens),
-                  entry->name, t * steps * 1e3, gbs, gbs / bandwidth * 100, 2.0 * static_cast<double>(elements * tokens) / t / 1e9,
-                  static_cast<double>(tokens) / t / steps);
+      const double gbs = static_cast<double>(bytes) / t / 1e9,
+                   steps = static_cast<double>(model.elements) / static_cast<double>(elements);
+      std::printf(
+          "%-22s M=%-4ld %-18s %9.3f ms  %7.2f GB/s (%5.1f %% of read bandwidth)  %8.1f GOP/s  %9.0f "
+          "tokens/s\n",
+          title, static_cast<long>(tokens), entry->name, t * steps * 1e3, gbs, gbs / bandwidth * 100,
+          2.0 * static_cast<double>(elements * tokens) / t / 1e9, static_cast<double>(tokens) / t / steps);
     }
   }
 }
@@ -124,8 +132,10 @@ int main(int argc, char** argv) {
   std::vector<Format> formats;
   bool exact = false;
   for (int i = 3; i < argc; ++i) {
-    if (std::string(argv[i]) == "exact") exact = true;
-    else formats.push_back(format_from_name(argv[i]));
+    if (std::string(argv[i]) == "exact")
+      exact = true;
+    else
+      formats.push_back(format_from_name(argv[i]));
   }
   if (formats.empty()) formats = {Format::kQ4_1, Format::kQ8_0, Format::kF32};
   for (Format f : formats) {
@@ -141,9 +151,13 @@ int main(int argc, char** argv) {
     ThreadPool pool(threads);
     int64_t bytes = 0;
     for (const bench::Layer& l : layers) bytes += l.rows * format_row_bytes(f, l.cols);
-    const double bandwidth = bench::read_bandwidth(pool, bytes) / 1e9, far = bench::read_bandwidth(pool, int64_t{2} << 30) / 1e9;
-    std::printf("read bandwidth, %d threads: %.1f GB/s over %.0f MB, %.1f GB/s over 2 GiB\n", threads, bandwidth, static_cast<double>(bytes) / 1e6, far);
-    bench::bench(("layers " + std::string(format_info(f).name)).c_str(), layers, threads, wanted, exact, bandwidth);
-    bench::bench(("head " + std::string(format_info(head[0].format).name)).c_str(), head, threads, wanted, exact, bandwidth);
+    const double bandwidth = bench::read_bandwidth(pool, bytes) / 1e9,
+                 far = bench::read_bandwidth(pool, int64_t{2} << 30) / 1e9;
+    std::printf("read bandwidth, %d threads: %.1f GB/s over %.0f MB, %.1f GB/s over 2 GiB\n", threads,
+                bandwidth, static_cast<double>(bytes) / 1e6, far);
+    bench::bench(("layers " + std::string(format_info(f).name)).c_str(), layers, threads, wanted, exact,
+                 bandwidth);
+    bench::bench(("head " + std::string(format_info(head[0].format).name)).c_str(), head, threads, wanted,
+                 exact, bandwidth);
   }
 }

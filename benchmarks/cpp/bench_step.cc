@@ -28,9 +28,11 @@ RunnerStep make_step(int64_t num_seqs, int64_t new_tokens, int64_t past, int64_t
 
 void bench(Runner& runner, const char* title, int64_t num_seqs, int64_t new_tokens, int64_t past) {
   Executor& executor = runner.executor();
-  const StepBatch& batch = runner.prepare(make_step(num_seqs, new_tokens, past, executor.program().vocab_size));
+  const StepBatch& batch =
+      runner.prepare(make_step(num_seqs, new_tokens, past, executor.program().vocab_size));
   const double t = best_of([&] { executor.run(batch); }, 1.0);
-  std::printf("%-34s %9.3f ms  %9.1f tokens/s\n", title, t * 1e3, static_cast<double>(num_seqs * new_tokens) / t);
+  std::printf("%-34s %9.3f ms  %9.1f tokens/s\n", title, t * 1e3,
+              static_cast<double>(num_seqs * new_tokens) / t);
   // The least time of each instruction over some steps.
   const auto& choices = executor.choices();
   std::map<int32_t, size_t> writer;  // value -> choice
@@ -45,7 +47,8 @@ void bench(Runner& runner, const char* title, int64_t num_seqs, int64_t new_toke
     executor.run(batch, [&](int32_t value, const TensorView&) {
       const double after = now();
       const auto it = writer.find(value);
-      if (it != writer.end() && after - before > 1e-7) least[it->second] = std::min(least[it->second], after - before);
+      if (it != writer.end() && after - before > 1e-7)
+        least[it->second] = std::min(least[it->second], after - before);
       before = now();
     });
   }
@@ -56,7 +59,8 @@ void bench(Runner& runner, const char* title, int64_t num_seqs, int64_t new_toke
     if (least[c] < 1e8) sum += least[c];
   }
   for (const auto& [name, entry] : by_kernel) {
-    std::printf("    %-30s %4d x %9.1f us = %8.3f ms\n", name.c_str(), entry.first, entry.second / entry.first * 1e6, entry.second * 1e3);
+    std::printf("    %-30s %4d x %9.1f us = %8.3f ms\n", name.c_str(), entry.first,
+                entry.second / entry.first * 1e6, entry.second * 1e3);
   }
 }
 

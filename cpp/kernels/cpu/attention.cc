@@ -11,7 +11,8 @@
 namespace autodeploy {
 namespace {
 
-constexpr int64_t kMinPiece = 128;  // keys of a single query that are worth a task
+constexpr int64_t kMinPiece = 128;         // keys of a single query that are worth a task
+constexpr int64_t kWorthSharing = 200000;  // products of a step that are worth calling other threads
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -99,22 +100,25 @@ class Attention final : public Kernel {
     // starts[i]: first task of sequence i. Long tiles of prefills come first, so that no thread is left with
     // one at the end.
     int64_t* starts = reinterpret_cast<int64_t*>(call.workspace);
-    int64_t tasks = 0;
+    int64_t tasks = 0, work = 0;
     for (int64_t i = batch.num_seqs; i-- > 0;) {
       starts[i] = tasks;
       const SequenceSplit s = split_of(batch, i);
+      work += (batch.query_start[i + 1] - batch.query_start[i]) * batch.kv_len[i] * q_heads_ *
+              (key_len_ + value_len_);
       tasks += s.tiles * s.pieces * kv_heads_ * head_tiles_;
     }
-    call.pool->parallel_for(tasks, 1, [&](int64_t task, int64_t end, int thread) {
-      for (; task < end; ++task) {
-        // The lowest sequence that starts at or before the task; those above it with the same start have no
-        // tasks.
-        const int64_t seq =
-            std::partition_point(starts, starts + batch.num_seqs, [&](int64_t s) { return s > task; }) -
-            starts;
-        run_task(call, seq, task - starts[seq], thread);
-      }
-    });
+    call.pool->parallel_for(
+        tasks, work < kWorthSharing ? tasks : 1, [&](int64_t task, int64_t end, int thread) {
+          for (; task < end; ++task) {
+            // The lowest sequence that starts at or before the task; those above it with the same start have
+            // no tasks.
+            const int64_t seq =
+                std::partition_point(starts, starts + batch.num_seqs, [&](int64_t s) { return s > task; }) -
+                starts;
+            run_task(call, seq, task - starts[seq], thread);
+          }
+        });
     merge_pieces(call);
   }
 

@@ -10,12 +10,14 @@
 
 namespace autodeploy {
 
-LinearSplit choose_linear_split(int64_t tokens, int64_t groups, int64_t granule, int64_t token_limit,
-                                int threads) {
+LinearSplit choose_linear_split(int64_t tokens, int64_t groups, int64_t cols, int64_t granule,
+                                int64_t token_limit, int threads) {
+  constexpr int64_t kWorthSharing = 1 << 17;  // products; about the time that calling another thread takes
   const auto round_up = [&](int64_t n) { return std::max((n + granule - 1) / granule * granule, granule); };
   if (tokens <= kMaxTile) {
     // Bound by memory: few long streams per thread, some slack for a thread that lags.
-    return {tokens, round_up(groups / (threads == 1 ? 1 : threads * 4))};
+    const bool alone = threads == 1 || tokens * groups * kGroupRows * cols < kWorthSharing;
+    return {std::max<int64_t>(tokens, 1), alone ? groups : round_up(groups / (threads * 4))};
   }
   LinearSplit split{std::min(tokens, token_limit), granule};
   const auto tasks = [&] {
@@ -79,7 +81,7 @@ class Linear final : public Kernel {
       granule = std::max(granule, mul_.granule(p.segment->format, tokens));
       limit = std::min(limit, mul_.token_block(p.segment->format, cols_));
     }
-    const LinearSplit split = choose_linear_split(tokens, groups_, granule, limit, threads_);
+    const LinearSplit split = choose_linear_split(tokens, groups_, cols_, granule, limit, threads_);
     const int64_t across = (groups_ + split.group_block - 1) / split.group_block;
     const int64_t down = (tokens + split.token_block - 1) / split.token_block;
     call.pool->parallel_for(across * down, 1, [&](int64_t task, int64_t end, int thread) {

@@ -226,6 +226,20 @@ TEST(CpuLinear, ZerosAndTinyActivations) {
   }
 }
 
+TEST(CpuLinear, NoTokens) {
+  Random random(7);
+  Trial r = prepare({"", {{Format::kQ4_1, 20}, {Format::kF32, 5}}, 64, 2}, random);
+  for (const KernelEntry* entry : kernels_of("linear")) {
+    std::unique_ptr<Kernel> kernel = entry->make(r.spec, nullptr);
+    if (!kernel) continue;
+    std::vector<TensorView> in = views(r);
+    TensorView y = r.y.view();
+    in[0].shape[0] = y.shape[0] = 0;
+    run_kernel(*kernel, in, {y}, 2);
+    for (int64_t i = 0; i < r.y.numel(); ++i) EXPECT_TRUE(std::isnan(r.y[i])) << entry->name;
+  }
+}
+
 TEST(CpuLinear, RefusesWrongSpecs) {
   Random random(6);
   Trial r = prepare({"", {{Format::kQ4_1, 20}}, 64, 2, true}, random);
