@@ -11,94 +11,124 @@
 namespace autodeploy {
 namespace {
 
-// Adjacent rows share bytes of the masks of fifth bits, and may come from different threads.
-void set_fifth_bits(uint8_t* byte, int shift, uint8_t bits) {
-  std::atomic_ref<uint8_t> shared(*byte);
-  shared.fetch_and(static_cast<uint8_t>(~(0xf << shift)), std::memory_order_relaxed);
-  shared.fetch_or(static_cast<uint8_t>(bits << shift), std::memory_order_relaxed);
-}
+constexpr bool has_fifth_bits(Format f) { return f == Format::kQ5_0 || f == Format::kQ5_1; }
 
-// One block of one row; src is null for padding.
-void pack_block(Format f, const uint8_t* src, int64_t lane, uint8_t* scales, uint8_t* quants) {
-  static constexpr uint8_t kZero[34] = {};
-  const bool padding = src == nullptr;
-  if (padding) src = kZero;
+// Where the parts of a stored block and of a group lie.
+struct BlockLayout {
+  explicit BlockLayout(const PackedSegment& s)
+      : format(s.format),
+        blocks(s.cols / kBlockCols),
+        stored(format_info(s.format).block_bytes),
+        scale(packed_scale_bytes(s.format)),
+        quant(packed_quant_bytes(s.format)) {}
+  uint8_t* scales(uint8_t* group, int64_t block) const { return group + block * scale; }
+  uint8_t* quants(uint8_t* group, int64_t block) const { return group + blocks * scale + block * quant; }
+  // The 32 fifth bits of a stored block.
+  uint32_t fifth_bits(const uint8_t* src) const {
+    uint32_t bits;
+    std::memcpy(&bits, src + (has_minimum(format) ? 4 : 2), 4);
+    return bits;
+  }
+
+  Format format;
+  int64_t blocks, stored, scale, quant;
+};
+
+// Scales and quants, but for fifth bits, of one block of one row.
+void pack_block(const BlockLayout& at, const uint8_t* src, int64_t lane, uint8_t* scales, uint8_t* quants) {
   std::memcpy(scales + 2 * lane, src, 2);
   src += 2;
-  if (has_minimum(f)) {
+  if (has_minimum(at.format)) {
     std::memcpy(scales + 2 * (kGroupRows + lane), src, 2);
     src += 2;
   }
-  if (f == Format::kQ8_0) {
+  if (at.format == Format::kQ8_0) {
     for (int j = 0; j < 8; ++j) {
-      uint8_t* dst = quants + j * kPlane + 4 * lane;
-      for (int i = 0; i < 4; ++i) dst[i] = static_cast<uint8_t>(src[4 * j + i] ^ 0x80);
+      uint32_t four;
+      std::memcpy(&four, src + 4 * j, 4);
+      four ^= 0x80808080u;
+      std::memcpy(quants + j * kPlane + 4 * lane, &four, 4);
     }
     return;
   }
-  if (f == Format::kQ5_0 || f == Format::kQ5_1) {
-    uint32_t high;
-    std::memcpy(&high, src, 4);
+  if (has_fifth_bits(at.format)) {
     src += 4;
-    for (int j = 0; j < 8; ++j) {
-      set_fifth_bits(quants + 8 * j + lane / 2, static_cast<int>(lane % 2) * 4,
-                     static_cast<uint8_t>(high >> (4 * j) & 0xf));
-    }
     quants += kPlane;
   }
   for (int j = 0; j < 4; ++j) std::memcpy(quants + j * kPlane + 4 * lane, src + 4 * j, 4);
 }
 
-template <class T>
-void pack_plain(const T* src, int64_t cols, int64_t lane, T* group) {
-  for (int64_t k = 0; k < cols; ++k) group[k * kGroupRows + lane] = src ? src[k] : T(0);
+// Adjacent rows share bytes of the masks of fifth bits, and may come from different threads.
+void set_fifth_bits(uint8_t* masks, int64_t lane, uint32_t bits) {
+  const int shift = static_cast<int>(lane % 2) * 4;
+  for (int j = 0; j < 8; ++j) {
+    std::atomic_ref<uint8_t> shared(masks[8 * j + lane / 2]);
+    shared.fetch_and(static_cast<uint8_t>(~(0xf << shift)), std::memory_order_relaxed);
+    shared.fetch_or(static_cast<uint8_t>((bits >> (4 * j) & 0xf) << shift), std::memory_order_relaxed);
+  }
 }
 
-// All 16 rows at once: reads and writes both run forward.
+// One row; src is null for padding.
+void pack_blocks(const BlockLayout& at, const uint8_t* src, int64_t lane, uint8_t* group) {
+  static constexpr uint8_t kZero[34] = {};
+  for (int64_t b = 0; b < at.blocks; ++b) {
+    const uint8_t* from = src ? src + b * at.stored : kZero;
+    pack_block(at, from, lane, at.scales(group, b), at.quants(group, b));
+    if (has_fifth_bits(at.format)) set_fifth_bits(at.quants(group, b), lane, at.fifth_bits(from));
+  }
+}
+
+// All 16 rows at once: writes run forward.
+void pack_group_blocks(const BlockLayout& at, const uint8_t* src, uint8_t* group) {
+  const int64_t row_bytes = at.blocks * at.stored;
+  for (int64_t b = 0; b < at.blocks; ++b) {
+    uint64_t masks[8] = {};
+    for (int64_t lane = 0; lane < kGroupRows; ++lane) {
+      const uint8_t* from = src + lane * row_bytes + b * at.stored;
+      pack_block(at, from, lane, at.scales(group, b), at.quants(group, b));
+      if (!has_fifth_bits(at.format)) continue;
+      const uint64_t bits = at.fifth_bits(from);
+      for (int j = 0; j < 8; ++j) masks[j] |= (bits >> (4 * j) & 0xf) << (4 * lane);
+    }
+    if (has_fifth_bits(at.format)) std::memcpy(at.quants(group, b), masks, sizeof masks);
+  }
+}
+
+// Checkpoints need not align their elements.
 template <class T>
-void pack_plain_group(const T* src, int64_t cols, T* group) {
+T load_element(const uint8_t* src, int64_t i) {
+  T value;
+  std::memcpy(&value, src + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+template <class T>
+void pack_plain(const uint8_t* src, int64_t cols, int64_t lane, uint8_t* group) {
+  T* to = reinterpret_cast<T*>(group) + lane;
+  for (int64_t k = 0; k < cols; ++k) to[k * kGroupRows] = src ? load_element<T>(src, k) : T(0);
+}
+
+template <class T>
+void pack_plain_group(const uint8_t* src, int64_t cols, uint8_t* group) {
+  T* to = reinterpret_cast<T*>(group);
   for (int64_t k0 = 0; k0 < cols; k0 += 16) {
     const int64_t k1 = std::min(cols, k0 + 16);
     for (int64_t lane = 0; lane < kGroupRows; ++lane) {
-      for (int64_t k = k0; k < k1; ++k) group[k * kGroupRows + lane] = src[lane * cols + k];
+      for (int64_t k = k0; k < k1; ++k) to[k * kGroupRows + lane] = load_element<T>(src, lane * cols + k);
     }
   }
 }
 
 void pack_row(const PackedSegment& s, const uint8_t* src, int64_t lane, uint8_t* group) {
-  if (s.format == Format::kF32)
-    return pack_plain(reinterpret_cast<const uint32_t*>(src), s.cols, lane,
-                      reinterpret_cast<uint32_t*>(group));
-  if (!is_quantized(s.format))
-    return pack_plain(reinterpret_cast<const uint16_t*>(src), s.cols, lane,
-                      reinterpret_cast<uint16_t*>(group));
-  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format),
-                quant_bytes = packed_quant_bytes(s.format);
-  const int64_t block_bytes = format_info(s.format).block_bytes;
-  uint8_t* quants = group + nb * scale_bytes;
-  for (int64_t b = 0; b < nb; ++b) {
-    pack_block(s.format, src ? src + b * block_bytes : nullptr, lane, group + b * scale_bytes,
-               quants + b * quant_bytes);
-  }
+  if (is_quantized(s.format)) return pack_blocks(BlockLayout(s), src, lane, group);
+  s.format == Format::kF32 ? pack_plain<uint32_t>(src, s.cols, lane, group)
+                           : pack_plain<uint16_t>(src, s.cols, lane, group);
 }
 
 void pack_group(const PackedSegment& s, const uint8_t* src, uint8_t* group) {
-  if (s.format == Format::kF32)
-    return pack_plain_group(reinterpret_cast<const uint32_t*>(src), s.cols,
-                            reinterpret_cast<uint32_t*>(group));
-  if (!is_quantized(s.format))
-    return pack_plain_group(reinterpret_cast<const uint16_t*>(src), s.cols,
-                            reinterpret_cast<uint16_t*>(group));
-  const int64_t nb = s.cols / kBlockCols, scale_bytes = packed_scale_bytes(s.format),
-                quant_bytes = packed_quant_bytes(s.format);
-  const int64_t block_bytes = format_info(s.format).block_bytes, row_bytes = nb * block_bytes;
-  uint8_t* quants = group + nb * scale_bytes;
-  for (int64_t b = 0; b < nb; ++b) {
-    for (int64_t lane = 0; lane < kGroupRows; ++lane) {
-      pack_block(s.format, src + lane * row_bytes + b * block_bytes, lane, group + b * scale_bytes,
-                 quants + b * quant_bytes);
-    }
-  }
+  if (is_quantized(s.format)) return pack_group_blocks(BlockLayout(s), src, group);
+  s.format == Format::kF32 ? pack_plain_group<uint32_t>(src, s.cols, group)
+                           : pack_plain_group<uint16_t>(src, s.cols, group);
 }
 
 }  // namespace
