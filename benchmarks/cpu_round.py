@@ -27,7 +27,10 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 path, out = Path(sys.argv[1]), sys.argv[2]
 folder, extra = (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
-AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra).save_pretrained(out)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **extra)
+model.hf_quantizer = None  # the weights are dequantized; transformers would not save them otherwise
+vars(model.config).pop("quantization_config", None)
+model.save_pretrained(out)
 AutoTokenizer.from_pretrained(folder, **extra).save_pretrained(out)
 """
 

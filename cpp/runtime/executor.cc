@@ -117,7 +117,7 @@ void Executor::Impl::plan_memory(const std::vector<ChosenKernel>& chosen) {
            " bytes, found ", plan.arena_bytes, " and a workspace of ", plan.workspace_bytes,
            ": lower max_tokens");
   lifetimes = std::move(lives);
-  arena.allocate(plan.arena_bytes + plan.workspace_bytes, *options.pool);
+  allocate_arena();
 }
 
 // Grants the alias permissions that hold: the operand is the whole of a value that dies here, nothing else
@@ -276,7 +276,7 @@ void Executor::Impl::resolve(const StepBatch& batch) {
 void Executor::Impl::run(const StepBatch& batch, const Tap* tap) {
   check_batch(batch);
   resolve(batch);
-  if (options.poison)
+  if (options.poison && arena.data())
     std::memset(arena.data(), 0xff, static_cast<size_t>(plan.arena_bytes + plan.workspace_bytes));
   struct StepScope {
     ThreadPool& pool;

@@ -6,27 +6,12 @@
 #include <span>
 #include <vector>
 
+#include "cache_manager/state_pools.h"
 #include "kernels/kernel.h"
 #include "runtime/executor.h"
 #include "runtime/executor_choice.h"
 
 namespace autodeploy {
-
-// 64-byte aligned memory whose pages are touched when it is allocated.
-class Arena {
- public:
-  Arena() = default;
-  ~Arena() { release(); }
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  void allocate(int64_t bytes, ThreadPool& pool);
-  uint8_t* data() const { return data_; }
-
- private:
-  void release();
-  uint8_t* data_ = nullptr;
-  size_t mapped_ = 0;
-};
 
 enum class InputKind : uint8_t { kTokenIds, kPositions, kExtra };
 
@@ -58,7 +43,7 @@ struct Executor::Impl {
   std::vector<StateSpec> states;
   std::vector<ArenaValue> lifetimes;
   MemoryPlan plan;
-  Arena arena;  // values, then the workspace
+  HostMemory arena;  // values, then the workspace
   std::vector<Step> steps;
   std::vector<KernelChoice> choices;  // one per step
   std::vector<TensorView> views;      // of all steps
@@ -73,6 +58,7 @@ struct Executor::Impl {
   void bind(std::span<const ParamBinding> params, std::vector<StateSpec> state_specs,
             std::span<const StateMemory> memory, const ExecutorOptions& opts);
   void plan_memory(const std::vector<ChosenKernel>& chosen);
+  void allocate_arena();
   void take_over_storage(const InstructionSpec& ins, int32_t time, std::vector<ArenaValue>* lives) const;
   void reserve(const std::vector<ChosenKernel>& chosen);
   void add_view(const OperandRef& ref, DType dtype, bool weight);

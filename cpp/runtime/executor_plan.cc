@@ -1,7 +1,4 @@
 // The executor's arena, and its plan in words.
-#include <sys/mman.h>
-
-#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "core/error.h"
@@ -11,39 +8,18 @@ namespace autodeploy {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kHugePagesFrom = size_t{8} << 20;  // smaller arenas would waste too much of one
+constexpr int64_t kHugePagesFrom = int64_t{8} << 20;  // a smaller arena would waste too much of one
 
 }  // namespace
 
-void Arena::release() {
-  if (data_) munmap(data_, mapped_);
-  data_ = nullptr;
-}
-
-void Arena::allocate(int64_t bytes, ThreadPool& pool) {
-  release();
-  const bool huge = static_cast<size_t>(bytes) >= kHugePagesFrom;
-  const size_t unit = huge ? kHugePage : 4096;
-  const size_t wanted = (static_cast<size_t>(std::max<int64_t>(bytes, 1)) + unit - 1) / unit * unit;
-  const size_t mapped = huge ? wanted + kHugePage : wanted;
-  void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  AD_CHECK(p != MAP_FAILED, ErrorKind::kOutOfMemory, "[planner] expected ", bytes,
-           " bytes for values and workspace, found too little memory", ": lower max_tokens");
-  uint8_t* begin = static_cast<uint8_t*>(p);
-  if (huge) {  // keep an aligned part, give the rest back
-    uint8_t* aligned = begin + (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
-    if (aligned > begin) munmap(begin, static_cast<size_t>(aligned - begin));
-    uint8_t* end = aligned + wanted;
-    if (begin + mapped > end) munmap(end, static_cast<size_t>(begin + mapped - end));
-    begin = aligned;
-    madvise(begin, wanted, MADV_HUGEPAGE);  // a wish; nothing depends on it
-  }
-  data_ = begin;
-  mapped_ = wanted;
-  pool.parallel_for(static_cast<int64_t>(wanted / 4096), 256, [&](int64_t from, int64_t to, int) {
-    for (int64_t page = from; page < to; ++page) *static_cast<volatile uint8_t*>(data_ + page * 4096) = 0;
-  });
+// Pages are touched now, so that no step meets a page fault.
+void Executor::Impl::allocate_arena() {
+  arena = {};  // before the new one, which may need the memory
+  arena = HostMemory(plan.arena_bytes + plan.workspace_bytes, "planner");
+  if (arena.bytes() >= kHugePagesFrom) arena.prefer_huge_pages();
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  options.pool->parallel_for(arena.bytes(), kPiece,
+                             [&](int64_t from, int64_t to, int) { arena.populate(from, to); });
 }
 
 std::string Executor::plan_json() const {

@@ -27,21 +27,101 @@ namespace {
 
 // Bytes that a thread reads ahead of its weights; enough for main memory's latency at full bandwidth.
 constexpr int64_t kPrefetchAhead = 4096;
+constexpr float kTiny = 1e-30f;  // blocks below are zero: their reciprocal would overflow
+
+void quantize_one(const float* x, QuantBlock* out) {
+  const __m512 lo = _mm512_loadu_ps(x), hi = _mm512_loadu_ps(x + 16);
+  const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
+  const bool nan = _mm512_cmp_ps_mask(lo, hi, _CMP_UNORD_Q) != 0;
+  const bool tiny = amax < kTiny;
+  const __m512 inverse = _mm512_set1_ps(tiny ? 0.0f : 127.0f / amax);
+  const __m512i qlo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse)),
+                qhi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
+  const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qlo, qhi));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out->q), _mm512_cvtsepi32_epi8(qlo));
+  _mm_store_si128(reinterpret_cast<__m128i*>(out->q + 16), _mm512_cvtsepi32_epi8(qhi));
+  out->finish(nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f, sum);
+}
+
+// Function objects: GCC gives lambdas no target of their own.
+struct Larger {
+  __m512 operator()(__m512 a, __m512 b) const { return _mm512_max_ps(a, b); }
+};
+struct IntegerSum {
+  __m512 operator()(__m512 a, __m512 b) const {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+  }
+};
+
+// From four vectors to one whose i-th 128 bits hold four partial results of the i-th vector.
+template <class Op>
+inline __m512 join_four(const __m512 (&v)[4], Op op) {
+  const __m512 ab = op(_mm512_shuffle_f32x4(v[0], v[1], 0x44), _mm512_shuffle_f32x4(v[0], v[1], 0xee));
+  const __m512 cd = op(_mm512_shuffle_f32x4(v[2], v[3], 0x44), _mm512_shuffle_f32x4(v[2], v[3], 0xee));
+  return op(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+}
+// All four lanes of each 128 bits become op of them.
+template <class Op>
+inline __m512 join_lanes(__m512 v, Op op) {
+  v = op(v, _mm512_permute_ps(v, 0x4e));
+  return op(v, _mm512_permute_ps(v, 0xb1));
+}
+
+// Four blocks at once: the steps across lanes are shared.
+void quantize_four(const float* x, QuantBlock* out) {
+  __m512 lo[4], hi[4], top[4], sums[4];
+  __mmask16 unordered = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    lo[i] = _mm512_loadu_ps(x + 32 * i);
+    hi[i] = _mm512_loadu_ps(x + 32 * i + 16);
+    top[i] = _mm512_max_ps(_mm512_abs_ps(lo[i]), _mm512_abs_ps(hi[i]));
+    unordered = static_cast<__mmask16>(unordered | _mm512_cmp_ps_mask(lo[i], hi[i], _CMP_UNORD_Q));
+  }
+  if (unordered) {
+    for (int i = 0; i < 4; ++i) quantize_one(x + 32 * i, out + i);
+    return;
+  }
+  const __m512 amax = join_lanes(join_four(top, Larger{}), Larger{});
+  const __mmask16 usual = _mm512_cmp_ps_mask(amax, _mm512_set1_ps(kTiny), _CMP_NLT_UQ);
+  const __m512 inverse = _mm512_maskz_div_ps(usual, _mm512_set1_ps(127.0f), amax);
+  const __m512 d = _mm512_maskz_div_ps(usual, amax, _mm512_set1_ps(127.0f));
+  __m512i q[4];  // block i as [16-bit lanes of lo and hi, by 128 bits in turn]
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 scale = _mm512_permutexvar_ps(_mm512_set1_epi32(4 * i), inverse);
+    const __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(lo[i], scale)),
+                  b = _mm512_cvtps_epi32(_mm512_mul_ps(hi[i], scale));
+    sums[i] = _mm512_castsi512_ps(_mm512_add_epi32(a, b));
+    q[i] = _mm512_packs_epi32(a, b);
+  }
+  // Each 128 bits of packs_epi16(q0, q1) are lo0 hi0 lo1 hi1, four columns each: put a block's columns
+  // together.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#pragma GCC unroll 2
+  for (int i = 0; i < 4; i += 2) {
+    const __m512i bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(q[i], q[i + 1]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[i].q), _mm512_castsi512_si256(bytes));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[i + 1].q), _mm512_extracti64x4_epi64(bytes, 1));
+  }
+  const __m512i sum = _mm512_castps_si512(join_lanes(join_four(sums, IntegerSum{}), IntegerSum{}));
+  const __m512i magic = _mm512_set1_epi32(kMagicBits);
+  __m512 rest = d;  // per block: d, dsum, start128, start8
+  rest = _mm512_mask_mov_ps(rest, 0x2222, _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum)));
+  rest = _mm512_mask_mov_ps(rest, 0x4444,
+                            _mm512_castsi512_ps(_mm512_sub_epi32(magic, _mm512_slli_epi32(sum, 7))));
+  rest = _mm512_mask_mov_ps(rest, 0x8888,
+                            _mm512_castsi512_ps(_mm512_sub_epi32(magic, _mm512_slli_epi32(sum, 3))));
+  _mm_store_ps(&out[0].d, _mm512_castps512_ps128(rest));
+  _mm_store_ps(&out[1].d, _mm512_extractf32x4_ps(rest, 1));
+  _mm_store_ps(&out[2].d, _mm512_extractf32x4_ps(rest, 2));
+  _mm_store_ps(&out[3].d, _mm512_extractf32x4_ps(rest, 3));
+}
 
 void quantize(const float* x, int64_t blocks, QuantBlock* out) {
-  for (int64_t b = 0; b < blocks; ++b, x += kBlockCols, ++out) {
-    const __m512 lo = _mm512_loadu_ps(x), hi = _mm512_loadu_ps(x + 16);
-    const float amax = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(lo), _mm512_abs_ps(hi)));
-    const bool nan = _mm512_cmp_ps_mask(lo, hi, _CMP_UNORD_Q) != 0;
-    const bool tiny = amax < 1e-30f;  // its reciprocal would overflow
-    const __m512 inverse = _mm512_set1_ps(tiny ? 0.0f : 127.0f / amax);
-    const __m512i qlo = _mm512_cvtps_epi32(_mm512_mul_ps(lo, inverse)),
-                  qhi = _mm512_cvtps_epi32(_mm512_mul_ps(hi, inverse));
-    const int sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qlo, qhi));
-    _mm_store_si128(reinterpret_cast<__m128i*>(out->q), _mm512_cvtsepi32_epi8(qlo));
-    _mm_store_si128(reinterpret_cast<__m128i*>(out->q + 16), _mm512_cvtsepi32_epi8(qhi));
-    out->finish(nan ? std::numeric_limits<float>::quiet_NaN() : tiny ? 0.0f : amax / 127.0f, sum);
-  }
+  int64_t b = 0;
+  for (; b + 4 <= blocks; b += 4) quantize_four(x + b * kBlockCols, out + b);
+  for (; b < blocks; ++b) quantize_one(x + b * kBlockCols, out + b);
 }
 
 inline __m512i load_plane(const uint8_t* p) { return _mm512_loadu_si512(p); }
