@@ -31,11 +31,16 @@ struct alignas(16) QuantBlock {
   void finish(float scale, int32_t sum) {
     d = scale;
     dsum = scale * static_cast<float>(sum);
-    start128 = kMagicBits - 128 * sum;
-    start8 = kMagicBits - 8 * sum;
+    start128 = from_magic(128, sum);
+    start8 = from_magic(8, sum);
   }
   int32_t start(int zero) const {
-    return zero == 128 ? start128 : zero == 8 ? start8 : zero == 16 ? 2 * start8 - kMagicBits : kMagicBits;
+    if (zero == 16) return static_cast<int32_t>(2 * static_cast<uint32_t>(start8) - uint32_t{kMagicBits});
+    return zero == 128 ? start128 : zero == 8 ? start8 : kMagicBits;
+  }
+  // Modulo 2^32: the sum of a block with infinities is any number, and its scale makes the product NaN.
+  static int32_t from_magic(uint32_t zero, int32_t sum) {
+    return static_cast<int32_t>(uint32_t{kMagicBits} - zero * static_cast<uint32_t>(sum));
   }
 };
 static_assert(sizeof(QuantBlock) == 48);
