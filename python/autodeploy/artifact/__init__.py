@@ -4,6 +4,8 @@ from .dims import Dim, eval_dim, format_dim, mul_dims, parse_dim
 from .errors import ArtifactError
 from .files import Provenance
 from .program import (
+    Body,
+    BodyInput,
     Instruction,
     Operand,
     Param,
@@ -21,6 +23,8 @@ from .writer import write_artifact
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "Body",
+    "BodyInput",
     "Dim",
     "Instruction",
     "Operand",

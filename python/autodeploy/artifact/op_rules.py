@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .dims import Dim, format_dim, parse_dim
+from .dims import PROGRAM_SCOPE, Dim, Scope, format_dim, parse_dim
 from .errors import ArtifactError
-from .program import Instruction, Program
+from .op_table import OPS
+from .program import Body, Instruction, Program
 from .shape_match import Tensor
 
 
@@ -20,6 +21,7 @@ class Site:
     operands: list[Tensor | None]
     results: list[Tensor]
     where: str
+    scope: Scope = PROGRAM_SCOPE
 
     def need(self, ok: bool, expected: str, found: object) -> None:
         if not ok:
@@ -109,6 +111,50 @@ def _causal_conv1d(s: Site) -> None:
     s.need_state((width - 1, channels), "act", "f32")
 
 
+def _over_keys(s: Site) -> None:
+    """Operands, results and the state are what the body declares, with T in place of N and of the keys."""
+    index = s.attr_int("body")
+    s.need(0 <= index < len(s.program.bodies), f"a body index below {len(s.program.bodies)}", index)
+    body = s.program.bodies[index]
+    s.need(len(s.operands) == len(body.inputs), f"{len(body.inputs)} operands", len(s.operands))
+    s.need(len(s.results) == len(body.outputs), f"{len(body.outputs)} results", len(s.results))
+    keys = []
+    for i, given in enumerate(body.inputs):
+        s.need_dtype(s.operand(i), given.dtype)
+        s.need_shape(s.operand(i), outer_shape(given.role, given.shape))
+        if given.role == "key":
+            # A token that brings one number has the shape [1] in the cache.
+            keys.append((given.dtype, given.shape[1:] or (1,)))
+    for v, result in zip(body.outputs, s.results, strict=True):
+        s.need_dtype(result, body.values[v].dtype)
+        s.need_shape(result, outer_shape("query", body.values[v].shape))
+    for i in weight_inputs(body):
+        operand = s.ins.inputs[i]
+        whole = operand is not None and operand.param is not None and operand.shape is None
+        s.need(whole, f"a whole param for operand {i}, which the body uses as a weight", "another operand")
+    found = [c for state in s.ins.states for c in s.program.states[state].components]
+    s.need([(c.dtype, c.shape) for c in found] == keys, f"a state of the components {keys}", found)
+    plain = all(not (s.program.states[i].window or s.program.states[i].chunk) for i in s.ins.states)
+    s.need(plain, "a state without window and chunk", "another")
+
+
+def outer_shape(role: str, shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The shape of a body's input or output outside it."""
+    if role == "fixed":
+        return shape
+    return (format_dim(1 if role == "key" else parse_dim(shape[0])[0], "T"), *shape[1:])
+
+
+def weight_inputs(body: Body) -> set[int]:
+    """The inputs of a body that are weight operands of its instructions."""
+    return {
+        operand.value
+        for ins in body.instructions
+        for operand, rule in zip(ins.inputs, OPS[ins.op].inputs, strict=False)
+        if rule.weight and operand is not None and operand.value is not None
+    }
+
+
 def _same_dtype(s: Site) -> None:
     s.need_dtype(s.results[0], s.operand(0).dtype)
 
@@ -147,7 +193,9 @@ def _topk(s: Site) -> None:
     x = s.operand(0)
     dim, k = s.dim(x), s.attr_int("k")
     size = x.shape[dim]
-    s.need(isinstance(size, int) and 1 <= k <= size, f"k from 1 to {size}", k)
+    # The number of keys of a body is at least what it asks for; T and R are no sizes to choose from.
+    legal = (isinstance(size, int) or s.scope.in_body) and 1 <= k <= s.scope.least(size)
+    s.need(legal, f"k from 1 to {size}", k)
     for t, dtype in zip(s.results, (x.dtype, "i64"), strict=True):
         s.need_shape(t, (*x.shape[:dim], k, *x.shape[dim + 1 :]))
         s.need_dtype(t, dtype)
@@ -196,6 +244,7 @@ RULES: dict[str, Callable[[Site], None]] = {
     "ssd": _ssd,
     "attention": _attention,
     "causal_conv1d": _causal_conv1d,
+    "over_keys": _over_keys,
     "copy": _same_dtype,
     "select_rows": _same_dtype,
     "cat": _cat,

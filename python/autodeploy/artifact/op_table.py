@@ -26,13 +26,16 @@ class In:
 @dataclass(frozen=True)
 class OpSpec:
     """An op's signature. `variadic` repeats the last operand one or more times; `attrs` maps names to a type, or to the
-    strings allowed; `states` lists state kinds."""
+    strings allowed; `states` lists state kinds, which `may_lack_state` makes optional. `any_results`: as many results
+    as the region or the body has outputs."""
 
     inputs: tuple[In, ...]
     outputs: tuple[str, ...]
     attrs: dict[str, str | tuple[str, ...]]
     states: tuple[str, ...] = ()
     variadic: bool = False
+    any_results: bool = False
+    may_lack_state: bool = False
 
 
 _ROWS = In("x", "M* H")
@@ -96,8 +99,17 @@ OPS: dict[str, OpSpec] = {
         {"softplus": "bool", "dt_min": "float", "dt_max": "float"},
         ("slot",),
     ),
+    "over_keys": OpSpec(
+        (In("x", dtype=ANY),),
+        ("...",),
+        {"body": "int"},
+        ("paged",),
+        variadic=True,
+        any_results=True,
+        may_lack_state=True,
+    ),
     # Generic tail.
-    "region": OpSpec((In("x", dtype=ANY),), ("...",), {"region": "int"}, variadic=True),
+    "region": OpSpec((In("x", dtype=ANY),), ("...",), {"region": "int"}, variadic=True, any_results=True),
     "copy": OpSpec((In("x", "M*", ANY),), ("M*",), {}),
     "cat": OpSpec((In("x", dtype=ANY),), ("...",), {"dim": "int"}, variadic=True),
     "reduce": OpSpec(
@@ -125,6 +137,14 @@ OPS: dict[str, OpSpec] = {
     "arange": OpSpec((), ("N",), {"start": "float", "step": "float"}),
     "full": OpSpec((), ("...",), {"value": "float"}),
 }
+
+# Ops that a body may hold: the generic tail, and token-wise ops whose rows may be queries as well as keys.
+BODY_OPS = frozenset(
+    (
+        *("embedding", "linear", "rms_norm", "layer_norm", "rope", "region", "copy", "cat", "reduce", "softmax"),
+        *("log_softmax", "topk", "sort", "cumsum", "matmul", "gather", "scatter", "index_select", "arange", "full"),
+    )
+)
 
 _UNARY = """cast neg abs exp log log1p expm1 sqrt rsqrt reciprocal sin cos tanh sigmoid silu relu gelu gelu_tanh
 softplus erf floor ceil round trunc sign square not"""

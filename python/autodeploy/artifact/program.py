@@ -107,6 +107,31 @@ class Region:
     outputs: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class BodyInput:
+    """One operand of a body: role "query" [N, ...], "key" [block*S, ...] (cached per token) or "fixed"."""
+
+    role: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass
+class Body:
+    """What an `over_keys` instruction computes from a tile of queries and all keys of their sequence so far.
+
+    The first `len(inputs)` values are the inputs. Dims are in N (query tokens of the tile) and S (key blocks). The keys
+    come as `block * S` rows, zeros after the last token, and never fewer than `min_keys`.
+    """
+
+    inputs: list[BodyInput]
+    block: int
+    min_keys: int
+    values: list[Value]
+    instructions: list[Instruction]
+    outputs: list[int]
+
+
 @dataclass
 class Program:
     """Instructions in execution order over values in SSA form."""
@@ -120,6 +145,7 @@ class Program:
     instructions: list[Instruction] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     version: tuple[int, int] = VERSION
+    bodies: list[Body] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of program.json."""
@@ -128,11 +154,12 @@ class Program:
             "version": {"major": self.version[0], "minor": self.version[1]},
             "metadata": self.metadata,
             "params": [{"name": p.name, "shape": list(p.shape), "dtype": p.dtype} for p in self.params],
-            "values": [{"name": v.name, "dtype": v.dtype, "shape": list(v.shape)} for v in self.values],
+            "values": [_value_to_json(v) for v in self.values],
             "inputs": dict(self.inputs),
             "outputs": dict(self.outputs),
             "states": [_state_to_json(s) for s in self.states],
             "regions": [_region_to_json(r) for r in self.regions],
+            **({"bodies": [_body_to_json(b) for b in self.bodies]} if self.bodies else {}),
             "instructions": [_instruction_to_json(i) for i in self.instructions],
         }
 
@@ -144,13 +171,14 @@ class Program:
         program = cls(
             metadata=top.mapping("metadata"),
             params=[Param(p.text("name"), p.ints("shape"), p.text("dtype")) for p in top.items("params")],
-            values=[Value(v.text("name"), v.text("dtype"), v.dims("shape")) for v in top.items("values")],
+            values=[_value_from_json(v) for v in top.items("values")],
             inputs=top.index_map("inputs"),
             outputs=top.index_map("outputs"),
             states=[_state_from_json(s) for s in top.items("states")],
             regions=[_region_from_json(r) for r in top.items("regions")],
             instructions=[_instruction_from_json(i, MAX_PARTS_DEPTH) for i in top.items("instructions")],
             version=version,
+            bodies=[_body_from_json(b) for b in top.items("bodies")] if top.has("bodies") else [],
         )
         top.finish()
         return program
@@ -188,6 +216,36 @@ def _region_from_json(f: Fields) -> Region:
         return RegionNode(op, n.text("dtype"), n.ints("args"))
 
     return Region(f.texts("inputs"), tuple(node(n) for n in f.items("nodes")), f.ints("outputs"))
+
+
+def _value_to_json(v: Value) -> dict[str, Any]:
+    return {"name": v.name, "dtype": v.dtype, "shape": list(v.shape)}
+
+
+def _value_from_json(f: Fields) -> Value:
+    return Value(f.text("name"), f.text("dtype"), f.dims("shape"))
+
+
+def _body_to_json(b: Body) -> dict[str, Any]:
+    return {
+        "inputs": [{"role": i.role, "dtype": i.dtype, "shape": list(i.shape)} for i in b.inputs],
+        "block": b.block,
+        "min_keys": b.min_keys,
+        "values": [_value_to_json(v) for v in b.values],
+        "instructions": [_instruction_to_json(i) for i in b.instructions],
+        "outputs": list(b.outputs),
+    }
+
+
+def _body_from_json(f: Fields) -> Body:
+    return Body(
+        inputs=[BodyInput(i.text("role"), i.text("dtype"), i.dims("shape")) for i in f.items("inputs")],
+        block=f.integer("block", 1),
+        min_keys=f.integer("min_keys"),
+        values=[_value_from_json(v) for v in f.items("values")],
+        instructions=[_instruction_from_json(i, 0) for i in f.items("instructions")],
+        outputs=list(f.ints("outputs")),
+    )
 
 
 def _operand_to_json(o: Operand | None) -> dict[str, Any] | None:

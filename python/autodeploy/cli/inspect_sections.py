@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .tables import format_bytes, format_table
 
 if TYPE_CHECKING:
-    from autodeploy.artifact import Artifact, Instruction, Operand, Program
+    from autodeploy.artifact import Artifact, Body, Instruction, Operand, Program
 
 _MAX_CELL = 72
 
@@ -46,6 +46,8 @@ def program(artifact: Artifact, plan: dict[str, Any] | None) -> str:
     text = format_table(headers, rows, right=(0,))
     if names.regions:
         text += "\n\nregions\n" + "\n".join(_region_line(names, index) for index in range(len(names.regions)))
+    for index, body in enumerate(names.bodies):
+        text += f"\n\n{_body_title(names, index)}\n{_body_table(names, body, _body_kernels(names, index, plan))}"
     return text
 
 
@@ -168,6 +170,33 @@ def _region_line(names: Program, index: int) -> str:
     used = sum(i.op == "region" and i.attrs.get("region") == index for i in names.instructions)
     nodes = ", ".join(node.op if node.op != "const" else str(node.value) for node in region.nodes)
     return f"  {index} ({used} times): {len(region.inputs)} inputs -> {len(region.outputs)} outputs: {_cut(nodes)}"
+
+
+def _body_title(names: Program, index: int) -> str:
+    body = names.bodies[index]
+    used = sum(i.op == "over_keys" and i.attrs.get("body") == index for i in names.instructions)
+    inputs = ", ".join(f"{given.role} {body.values[i].name}" for i, given in enumerate(body.inputs))
+    return f"body {index} ({used} times), keys in blocks of {body.block}, at least {body.min_keys}: {inputs}"
+
+
+def _body_kernels(names: Program, index: int, plan: dict[str, Any] | None) -> dict[int, str]:
+    """Kernels of a body's instructions, of the first instruction that uses it."""
+    for entry in plan["instructions"] if plan else ():
+        instruction = names.instructions[entry["instruction"]]
+        if instruction.op == "over_keys" and instruction.attrs["body"] == index:
+            return {inner["instruction"]: inner["kernel"] for inner in entry.get("body", ())}
+    return {}
+
+
+def _body_table(names: Program, body: Body, kernels: dict[int, str]) -> str:
+    from autodeploy.artifact import Program
+
+    scope = Program(values=body.values, regions=names.regions)
+    rows = [
+        (i, *_instruction_cells(scope, instruction), kernels.get(i, ""), instruction.source)
+        for i, instruction in enumerate(body.instructions)
+    ]
+    return format_table(("#", "op", "result", "operands", "attributes", "kernel", "source"), rows, right=(0,))
 
 
 def _cut(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from autodeploy.artifact.program import Instruction, Operand, Program, Region, State, number_to_json
+from autodeploy.artifact.program import Body, Instruction, Operand, Program, Region, State, number_to_json
 
 from .dims import as_dim, contiguous_strides
 
@@ -31,6 +31,10 @@ def _lines(program: Program, sources: bool) -> Iterator[str]:
     yield f"regions ({len(program.regions)})"
     for i, region in enumerate(program.regions):
         yield from _region(i, region)
+    if program.bodies:
+        yield f"bodies ({len(program.bodies)})"
+    for i, body in enumerate(program.bodies):
+        yield from _body(i, body, sources)
     yield f"inputs {', '.join(_value(program, v) for v in program.inputs.values())}"
     yield f"instructions ({len(program.instructions)})"
     for i, instruction in enumerate(program.instructions):
@@ -59,6 +63,15 @@ def _region(index: int, region: Region) -> Iterator[str]:
         yield f"     %{count + i} {node.dtype} = {node.op}({what})"
 
 
+def _body(index: int, body: Body, sources: bool) -> Iterator[str]:
+    scope = Program(values=body.values)
+    arguments = ", ".join(f"{given.role} {_value(scope, i)}" for i, given in enumerate(body.inputs))
+    yield f"  b{index} ({arguments})  {{block={body.block}; min_keys={body.min_keys}}}"
+    for i, instruction in enumerate(body.instructions):
+        yield from _instruction(scope, f"{i}", instruction, "    ", sources)
+    yield f"     -> {', '.join(_value(scope, v) for v in body.outputs)}"
+
+
 def _value(program: Program, index: int) -> str:
     value = program.values[index]
     return f"%{value.name}: {value.dtype}{_dims(value.shape)}"
@@ -80,13 +93,14 @@ def _operand(program: Program, operand: Operand | None) -> str:
     return f"{name}{{{_dims(operand.shape)}{strides}{offset}}}"
 
 
-def _instruction(
-    program: Program, label: str, instruction: Instruction, indent: str, sources: bool
-) -> Iterator[str]:
+def _instruction(program: Program, label: str, instruction: Instruction, indent: str, sources: bool) -> Iterator[str]:
     results = ", ".join(_value(program, v) for v in instruction.outputs)
     operands = ", ".join(_operand(program, o) for o in instruction.inputs)
     attrs = dict(instruction.attrs)
-    op = f"region r{attrs.pop('region')}" if instruction.op == "region" else instruction.op
+    op = instruction.op
+    if op in ("region", "over_keys"):
+        kind = "region" if op == "region" else "body"
+        op = f"{op} {kind[0]}{attrs.pop(kind)}"
     notes = [f"{k}={json.dumps(number_to_json(v))}" for k, v in sorted(attrs.items())]
     if instruction.states:
         notes.append("state " + ", ".join(f"s{s}" for s in instruction.states))

@@ -27,6 +27,10 @@ def test_round_trip_through_json_text():
         ("8*T", (8, "T"), 40),
         ("R", (1, "R"), 3),
         ("2*R", (2, "R"), 6),
+        ("N", (1, "N"), 5),
+        ("4*S", (4, "S"), 12),
+        ("N*S", (1, "N*S"), 15),
+        ("3*N*S", (3, "N*S"), 45),
     ],
 )
 def test_dims(dim, parsed, value):
@@ -35,7 +39,10 @@ def test_dims(dim, parsed, value):
     assert dims.eval_dim(dim, 5, 3) == value
 
 
-@pytest.mark.parametrize("dim", [-1, "0*T", "T*8", "t", "", "8T", 1.5, True, None, 2**60, "99999999999999999999*T"])
+@pytest.mark.parametrize(
+    "dim",
+    [-1, "S*N", "N*N", "T*R", "N*3", "0*T", "T*8", "t", "", "8T", 1.5, True, None, 2**60, "99999999999999999999*T"],
+)
 def test_bad_dims(dim):
     with pytest.raises(ArtifactError, match=r"\[dim\]"):
         dims.parse_dim(dim)
@@ -44,6 +51,7 @@ def test_bad_dims(dim):
 def test_products_of_dims():
     assert dims.mul_dims([2, "T", 4]) == "8*T"
     assert dims.mul_dims([]) == 1
+    assert dims.mul_dims(["S", 3, "N"]) == "3*N*S"
     with pytest.raises(ArtifactError, match="at most one symbol"):
         dims.mul_dims(["T", "R"])
 
