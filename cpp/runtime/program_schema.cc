@@ -65,6 +65,7 @@ std::vector<OpSchema> make_schemas() {
                .in = {req("x"), req("dt"), req("a"), req("b"), req("c"), opt("d"), opt("dt_bias")},
                .attrs = {{"softplus", kB}, {"dt_min", kN}, {"dt_max", kN}},
                .states = {kSlot}});
+  s.push_back({.name = "window", .in = {req("x"), opt("fill")}, .attrs = {{"back", kL}}, .states = {kConv}});
   // Generic tail.
   s.push_back({.name = "region",
                .in = {},

@@ -155,6 +155,17 @@ def weight_inputs(body: Body) -> set[int]:
     }
 
 
+def _window(s: Site) -> None:
+    back, x = s.ins.attrs["back"], s.operand(0)
+    assert isinstance(back, list)
+    s.need(bool(back) and min(back) >= 0 and max(back) >= 1, "distances >= 0, one above 0", back)
+    for t in (s.operands[1], s.results[0]):
+        if t is not None:
+            s.need_dtype(t, x.dtype)
+    s.need_shape(s.results[0], (x.shape[0], len(back), x.shape[1]))
+    s.need_state((max(back), x.shape[1]), x.dtype)
+
+
 def _same_dtype(s: Site) -> None:
     s.need_dtype(s.results[0], s.operand(0).dtype)
 
@@ -245,6 +256,7 @@ RULES: dict[str, Callable[[Site], None]] = {
     "attention": _attention,
     "causal_conv1d": _causal_conv1d,
     "over_keys": _over_keys,
+    "window": _window,
     "copy": _same_dtype,
     "select_rows": _same_dtype,
     "cat": _cat,

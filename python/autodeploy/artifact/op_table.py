@@ -108,6 +108,9 @@ OPS: dict[str, OpSpec] = {
         any_results=True,
         may_lack_state=True,
     ),
+    "window": OpSpec(
+        (In("x", "T C", ANY), In("fill", "C", ANY, optional=True)), ("T K C",), {"back": "ints"}, ("conv",)
+    ),
     # Generic tail.
     "region": OpSpec((In("x", dtype=ANY),), ("...",), {"region": "int"}, variadic=True, any_results=True),
     "copy": OpSpec((In("x", "M*", ANY),), ("M*",), {}),

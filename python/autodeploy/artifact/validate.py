@@ -84,7 +84,7 @@ def _check_state(state: State, where: str) -> None:
     _unique((c.name for c in state.components), f"{where}.components")
     for c in state.components:
         # Tokens may leave integers and flags behind; what is summed up over tokens is floating.
-        legal = DTYPES if state.kind == "paged" else ("act", "f32")
+        legal = DTYPES if state.kind != "slot" else ("act", "f32")
         if c.dtype not in legal:
             raise ArtifactError(f"[{where}.{c.name}] expected a dtype of {', '.join(legal)}, found {c.dtype!r}")
         if not c.shape or any(not isinstance(d, int) or d <= 0 for d in c.shape):

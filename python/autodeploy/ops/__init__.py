@@ -15,6 +15,7 @@ from . import (  # noqa: F401  (importing registers)
     rope,
     select_rows,
     ssd,
+    window,
 )
 from .base import OPS, Batch, Memory, Op, Sample, StateComponent, StateDecl, StateStore, Step, op_of, running, schedule
 

@@ -60,6 +60,23 @@ def test_causal_conv1d_in_any_steps(plan, width, has_bias, activation):
 
 
 @settings(max_examples=40)
+@given(
+    lengths_and_steps(),
+    st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(max),
+    st.sampled_from([torch.float32, torch.int64]),
+    st.booleans(),
+)
+def test_window_in_any_steps(plan, back, dtype, has_fill):
+    lengths, steps = plan
+    sequences = {
+        slot: {name: (x * 2.0**40).to(dtype) for name, x in rows.items()}
+        for slot, rows in sequences_of(lengths, {"x": (5,)}).items()
+    }
+    fixed = {"fill": torch.arange(5).to(dtype) - 2 if has_fill else None}
+    check_steps(OPS["window"], sequences, fixed, {"back": back}, steps)
+
+
+@settings(max_examples=40)
 @given(lengths_and_steps(), st.sampled_from([1, 2, 4]), st.booleans())
 def test_ssd_in_any_steps(plan, groups, softplus):
     lengths, steps = plan
@@ -111,6 +128,20 @@ def test_causal_conv1d_is_conv1d():
     torch.testing.assert_close(found, F.silu(expected), **TOLERANCE)
     with pytest.raises(ValueError, match='found "tanh"'):
         torch.ops.autodeploy.causal_conv1d(x, weight, bias, "tanh")
+
+
+def test_window_is_unfold_and_shift():
+    x, fill = random(1, 10, 6), random(2, 6)
+    line = torch.cat([fill.expand(3, 6), x])
+    found = torch.ops.autodeploy.window(x, fill, [3, 2, 1, 0])
+    assert torch.equal(found, line.unfold(0, 4, 1).mT)
+    assert torch.equal(torch.ops.autodeploy.window(x, None, [1])[:, 0], F.pad(x, (0, 0, 1, -1)))
+    ids = torch.arange(10)[:, None] - 2**62
+    assert torch.ops.autodeploy.window(ids, torch.tensor([-1]), [2])[:, 0, 0].tolist() == [-1, -1, *ids[:8, 0].tolist()]
+    with pytest.raises(ValueError, match=r"\[window\] expected distances >= 0, one above 0, found \[0\]"):
+        torch.ops.autodeploy.window(x, None, [0])
+    with pytest.raises(ValueError, match=r"\[window\] expected x \[T, C\] and a fill \[C\]"):
+        torch.ops.autodeploy.window(x, fill[1:], [1])
 
 
 def test_ssd_is_its_closed_form():
