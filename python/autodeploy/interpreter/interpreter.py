@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from autodeploy.artifact.dims import eval_dim
-from autodeploy.artifact.program import Instruction, Operand, Program
+from autodeploy.artifact.program import Instruction, Program
 from autodeploy.ops import OPS, Batch, StateComponent, StateDecl, StateStore
 
-from .generic import GENERIC
-from .region import run_region
+from .body import over_keys
+from .frame import Frame
 
 Tensor = torch.Tensor
 
@@ -92,8 +91,9 @@ class Interpreter:
         Raises:
             ValueError: an input is missing or has another shape than the Program says.
         """
-        values = self._inputs(batch, inputs)
-        for _ in self._instructions(batch, values):
+        frame = self._frame(batch, inputs)
+        values = frame.tensors
+        for _ in self._instructions(batch, frame):
             pass
         wanted = values.keys() if taps is None else [t for t in taps if t in values]
         return StepResult(
@@ -109,67 +109,41 @@ class Interpreter:
         Yields every result as computed here, before the observed value takes its place: an instruction is compared on
         equal operands, and an error is not carried on.
         """
-        values = self._inputs(batch, inputs)
-        for made in self._instructions(batch, values):
+        frame = self._frame(batch, inputs)
+        for made in self._instructions(batch, frame):
             yield made
             if made.value in observed:
-                what = f"observed {made.instruction.op}"
-                values[made.value] = self._checked(batch, made.value, observed[made.value], what)
+                frame.put(made.value, observed[made.value], f"observed {made.instruction.op}")
 
-    def _inputs(self, batch: Batch, inputs: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        values: dict[int, Tensor] = {}
+    def _frame(self, batch: Batch, inputs: Mapping[str, Tensor]) -> Frame:
+        sizes = (batch.num_tokens, len(batch.rows))
+        frame = Frame(self.program.values, self.program.regions, self.params, self.dtypes, sizes)
         for name, index in self.program.inputs.items():
             if name not in inputs:
                 raise ValueError(f"[interpreter] expected the input {name}, found {', '.join(inputs) or 'none'}")
-            values[index] = self._checked(batch, index, inputs[name], f"input {name}")
-        return values
+            frame.put(index, inputs[name], f"input {name}")
+        return frame
 
-    def _instructions(self, batch: Batch, values: dict[int, Tensor]) -> Iterator[InstructionResult]:
+    def _instructions(self, batch: Batch, frame: Frame) -> Iterator[InstructionResult]:
         for number, instruction in _flattened(self.program.instructions, self.use_parts):
-            results = self._run(batch, values, instruction)
+            results = self._run(batch, frame, instruction)
             for index, result in zip(instruction.outputs, results, strict=True):
-                values[index] = self._checked(batch, index, result, f"{instruction.op} at {instruction.source}")
+                frame.put(index, result, f"{instruction.op} at {instruction.source}")
             for index in instruction.outputs:
-                yield InstructionResult(number, instruction, index, values[index])
+                yield InstructionResult(number, instruction, index, frame.tensors[index])
 
-    def _run(self, batch: Batch, values: Mapping[int, Tensor], instruction: Instruction) -> Sequence[Tensor]:
-        operands = [self._operand(batch, values, o) for o in instruction.inputs]
-        shape = self._shape(batch, instruction.outputs[0])
-        if instruction.op == "region":
-            return run_region(self.program.regions[int(instruction.attrs["region"])], operands, self.dtypes, shape)
-        if instruction.op in GENERIC:
-            results = GENERIC[instruction.op](operands, instruction.attrs, shape)
-            return results if isinstance(results, tuple) else (results,)
+    def _run(self, batch: Batch, frame: Frame, instruction: Instruction) -> Sequence[Tensor]:
+        results = frame.run_generic(instruction)
+        if results is not None:
+            return results
+        operands = [frame.operand(o) for o in instruction.inputs]
+        states = [self.states[s] for s in instruction.states]
+        if instruction.op == "over_keys":
+            body = self.program.bodies[int(instruction.attrs["body"])]
+            return over_keys(body, self.program.regions, self.dtypes, batch, states, operands)
         if instruction.op not in OPS:
             raise ValueError(f"[interpreter] expected a known op, found {instruction.op} at {instruction.source}")
-        states = [self.states[s] for s in instruction.states]
         return OPS[instruction.op].run(batch, states, operands, instruction.attrs)
-
-    def _operand(self, batch: Batch, values: Mapping[int, Tensor], operand: Operand | None) -> Tensor | None:
-        if operand is None:
-            return None
-        storage = self.params[operand.param] if operand.param is not None else values[operand.value]
-        if operand.shape is None:
-            return storage
-        shape, strides = ([self._dim(batch, d) for d in dims] for dims in (operand.shape, operand.strides))
-        # A value may itself be a part of a tensor that an op passed on.
-        return torch.as_strided(storage, shape, strides, storage.storage_offset() + self._dim(batch, operand.offset))
-
-    def _checked(self, batch: Batch, index: int, tensor: Tensor, what: str) -> Tensor:
-        value = self.program.values[index]
-        shape = self._shape(batch, index)
-        if tensor.numel() != torch.Size(shape).numel():
-            raise ValueError(
-                f"[interpreter] expected shape {shape} of value {value.name} ({what}), found {list(tensor.shape)}"
-            )
-        return tensor.to(self.dtypes[value.dtype]).reshape(shape).contiguous()
-
-    def _shape(self, batch: Batch, index: int) -> list[int]:
-        return [self._dim(batch, d) for d in self.program.values[index].shape]
-
-    @staticmethod
-    def _dim(batch: Batch, dim: int | str) -> int:
-        return eval_dim(dim, batch.num_tokens, len(batch.rows))
 
 
 def _flattened(instructions: Sequence[Instruction], use_parts: bool) -> Iterator[tuple[int, Instruction]]:

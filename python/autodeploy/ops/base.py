@@ -115,7 +115,8 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class StateComponent:
-    """One tensor of a state: `shape` per token (paged) or per sequence (slot, conv); dtype "act" or "f32"."""
+    """One tensor of a state: `shape` per token (paged) or per sequence (slot, conv); dtype "act" or
+    "f32", of a paged state also "i64" or "bool"."""
 
     name: str
     shape: tuple[int, ...]
