@@ -66,6 +66,19 @@ std::vector<OpSchema> make_schemas() {
                .attrs = {{"softplus", kB}, {"dt_min", kN}, {"dt_max", kN}},
                .states = {kSlot}});
   s.push_back({.name = "window", .in = {req("x"), opt("fill")}, .attrs = {{"back", kL}}, .states = {kConv}});
+  s.push_back({.name = "linear_attention",
+               .in = {req("q"), req("k"), req("v"), opt("gate"), opt("decay")},
+               .attrs = {{"scale", kN}},
+               .states = {kSlot}});
+  s.push_back({.name = "linear_scan", .in = {req("x"), req("a")}, .attrs = {}, .states = {kSlot}});
+  s.push_back({.name = "wkv",
+               .in = {req("k"), req("v"), req("decay"), req("bonus")},
+               .attrs = {},
+               .states = {kSlot}});
+  s.push_back({.name = "mlstm",
+               .in = {req("q"), req("k"), req("v"), req("input_gate"), req("forget_gate")},
+               .attrs = {{"scale", kN}, {"eps", kN}},
+               .states = {kSlot}});
   // Generic tail.
   s.push_back({.name = "region",
                .in = {},

@@ -57,6 +57,13 @@ class Site:
         ok = len(components) == 1 and components[0].shape == shape and components[0].dtype in dtypes
         self.need(ok, f"a state of one component {'|'.join(dtypes)} {list(shape)}", found)
 
+    def need_slots(self, *shapes: tuple[Dim, ...]) -> None:
+        """The one state has float32 components of these shapes."""
+        components = self.program.states[self.ins.states[0]].components
+        found = [(c.dtype, list(c.shape)) for c in components]
+        expected = [("f32", list(shape)) for shape in shapes]
+        self.need(found == expected, f"a state of components {expected}", found)
+
 
 def _region(s: Site) -> None:
     r = s.attr_int("region")
@@ -93,6 +100,23 @@ def _ssd(s: Site) -> None:
     ok = isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups == 0
     s.need(ok, f"a number of groups that divides {heads} heads", groups)
     s.need_state((heads, s.operand(0).shape[2], s.operand(3).shape[2]), "f32")
+
+
+def _linear_attention(s: Site) -> None:
+    s.need_slots((*s.operand(1).shape[1:], s.operand(2).shape[2]))
+
+
+def _linear_scan(s: Site) -> None:
+    s.need_slots(s.operand(0).shape[1:])
+
+
+def _wkv(s: Site) -> None:
+    s.need_slots(*3 * (s.operand(0).shape[1:],))
+
+
+def _mlstm(s: Site) -> None:
+    heads, width = s.operand(1).shape[1:]
+    s.need_slots((heads, width, s.operand(2).shape[2]), (heads, width), (heads,))
 
 
 def _attention(s: Site) -> None:
@@ -253,6 +277,10 @@ RULES: dict[str, Callable[[Site], None]] = {
     "rope": _rope,
     "expert_linear": _expert_linear,
     "ssd": _ssd,
+    "linear_attention": _linear_attention,
+    "linear_scan": _linear_scan,
+    "wkv": _wkv,
+    "mlstm": _mlstm,
     "attention": _attention,
     "causal_conv1d": _causal_conv1d,
     "over_keys": _over_keys,

@@ -111,6 +111,37 @@ OPS: dict[str, OpSpec] = {
     "window": OpSpec(
         (In("x", "T C", ANY), In("fill", "C", ANY, optional=True)), ("T K C",), {"back": "ints"}, ("conv",)
     ),
+    "linear_attention": OpSpec(
+        (
+            In("q", "T H Dk"),
+            In("k", "T H Dk"),
+            In("v", "T H Dv"),
+            In("gate", "T H", optional=True),
+            In("decay", "H", optional=True),
+        ),
+        ("T H Dv",),
+        {"scale": "float"},
+        ("slot",),
+    ),
+    "linear_scan": OpSpec((In("x", "T C"), In("a", "T C")), ("T C",), {}, ("slot",)),
+    "wkv": OpSpec(
+        (In("k", "T C"), In("v", "T C"), In("decay", "C"), In("bonus", "C")),
+        ("T C",),
+        {},
+        ("slot",),
+    ),
+    "mlstm": OpSpec(
+        (
+            In("q", "T H Dk"),
+            In("k", "T H Dk"),
+            In("v", "T H Dv"),
+            In("input_gate", "T H"),
+            In("forget_gate", "T H"),
+        ),
+        ("T H Dv",),
+        {"scale": "float", "eps": "float"},
+        ("slot",),
+    ),
     # Generic tail.
     "region": OpSpec((In("x", dtype=ANY),), ("...",), {"region": "int"}, variadic=True, any_results=True),
     "copy": OpSpec((In("x", "M*", ANY),), ("M*",), {}),

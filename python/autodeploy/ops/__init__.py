@@ -9,13 +9,17 @@ from . import (  # noqa: F401  (importing registers)
     expert_linear,
     layer_norm,
     linear,
+    linear_attention,
+    linear_scan,
     mask,
     masked_attention,
+    mlstm,
     rms_norm,
     rope,
     select_rows,
     ssd,
     window,
+    wkv,
 )
 from .base import OPS, Batch, Memory, Op, Sample, StateComponent, StateDecl, StateStore, Step, op_of, running, schedule
 
