@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx.experimental._config
 from torch.export import ExportedProgram
 
 from .errors import CaptureError
@@ -80,7 +81,10 @@ def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
 def _export(model: PreTrainedModel, tokens: int) -> tuple[ExportedProgram, HookState]:
     example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
     length = torch.export.Dim("T", min=2)
-    with capturing() as hooks, torch.no_grad(), _quiet():
+    # Size-oblivious: PyTorch's own code asks whether sizes are 0 or 1 to choose strides and the like (of T - 1 rows:
+    # whether T is 2); the ops mean the same either way, and branches of the model's code are still noted.
+    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    with capturing() as hooks, torch.no_grad(), _quiet(), oblivious:
         program = torch.export.export(
             Prefill(model, hooks),
             (example,),

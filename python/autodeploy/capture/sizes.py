@@ -1,4 +1,4 @@
-"""One spelling for sizes: numbers, and multiples of the token count taken from the token ids."""
+"""One spelling for sizes: numbers, and sums of a number and a multiple of the token count taken from the token ids."""
 
 from __future__ import annotations
 
@@ -12,30 +12,36 @@ from .errors import CaptureError
 
 
 def fold_sizes(graph: Graph, token_ids: Node) -> None:
-    """Replaces every size that the graph computes by a number, or by k * aten.sym_size.int(token_ids, 0).
+    """Replaces every size that the graph computes by a number, or by k * aten.sym_size.int(token_ids, 0) + c.
+
+    Sizes with c come from padding and cutting; the transforms raise what is made of them to windows over tokens, or
+    refuse it.
 
     Raises:
-        CaptureError: a size that something reads is no multiple of T.
+        CaptureError: a size that something reads is no such sum.
     """
     symbol = token_ids.meta["val"].shape[0].node.expr
-    made: dict[int, Node] = {}
+    made: dict[tuple[int, int], Node] = {}
     after = token_ids
     while after.next.op == "placeholder":
         after = after.next
 
-    def tokens(factor: int) -> Node:
-        if factor not in made:
-            first = made.get(1) or (tokens(1) if factor != 1 else None)
-            with graph.inserting_after(first or after):
-                if factor == 1:
-                    node = graph.call_function(torch.ops.aten.sym_size.int, (token_ids, 0))
-                    node.meta["val"] = token_ids.meta["val"].shape[0]
-                else:
+    def tokens(factor: int, constant: int) -> Node:
+        key = (factor, constant)
+        if key not in made:
+            first = made.get((1, 0)) or (tokens(1, 0) if key != (1, 0) else None)
+            multiple = tokens(factor, 0) if constant else None
+            with graph.inserting_after(multiple or first or after):
+                if multiple is not None:
+                    node = graph.call_function(operator.add, (multiple, constant))
+                elif first is not None:
                     node = graph.call_function(operator.mul, (first, factor))
-                    node.meta["val"] = token_ids.meta["val"].shape[0] * factor
+                else:
+                    node = graph.call_function(torch.ops.aten.sym_size.int, (token_ids, 0))
+            node.meta["val"] = token_ids.meta["val"].shape[0] * factor + constant
             node.meta["source"] = "the number of tokens"
-            made[factor] = node
-        return made[factor]
+            made[key] = node
+        return made[key]
 
     for node in list(graph.nodes):
         value = node.meta.get("val")
@@ -43,14 +49,16 @@ def fold_sizes(graph: Graph, token_ids: Node) -> None:
             continue
         if not node.users:
             continue
-        size = _as_multiple(value, symbol)
+        size = _as_sum(value, symbol)
         if size is None:
             if all(isinstance(u.meta.get("val"), (torch.SymInt, torch.SymBool, int, bool)) for u in node.users):
                 continue  # a step on the way to another size
             line = next(iter(node.users)).meta.get("source", "an unknown line")
-            raise CaptureError(f"[capture] expected sizes that are multiples of T, found {value} at {line}")
+            raise CaptureError(
+                f"[capture] expected sizes that are a multiple of T plus a number, found {value} at {line}"
+            )
         constant, factor = size
-        _replace(node, tokens(factor) if factor else constant)
+        _replace(node, tokens(factor, constant) if factor else constant)
     for node in reversed(list(graph.nodes)):
         if (
             node.op == "call_function"
@@ -60,8 +68,8 @@ def fold_sizes(graph: Graph, token_ids: Node) -> None:
             graph.erase_node(node)
 
 
-def _as_multiple(value: Any, symbol: Any) -> tuple[Any, int] | None:
-    """(number, 0) or (0, k) of k * T; None of anything else."""
+def _as_sum(value: Any, symbol: Any) -> tuple[Any, int] | None:
+    """(c, k) of a size c + k * T, (number, 0) of a number; None of anything else."""
     if isinstance(value, (int, float, bool)):
         return value, 0
     if not isinstance(value, (torch.SymInt, torch.SymFloat)):
@@ -70,8 +78,9 @@ def _as_multiple(value: Any, symbol: Any) -> tuple[Any, int] | None:
     if expr.is_number:
         return int(expr), 0
     factor = expr.coeff(symbol)
-    if factor.is_Integer and factor >= 1 and expr == factor * symbol:
-        return 0, int(factor)
+    constant = (expr - factor * symbol).expand()
+    if factor.is_Integer and constant.is_Integer:
+        return int(constant), int(factor)
     return None
 
 

@@ -30,8 +30,8 @@ real reciprocal relu relu6 remainder round rsqrt rsub sigmoid sign silu sin soft
 threshold true_divide trunc where
 """
 _REDUCTIONS = """
-_log_softmax _softmax all amax amin any argmax argmin argsort cumprod cumsum linalg_vector_norm log_softmax
-logcumsumexp logsumexp max mean median min norm prod softmax sort std sum topk var
+_log_softmax _softmax all amax amin any argmax argmin argsort cummax cummin cumprod cumsum linalg_vector_norm
+log_softmax logcumsumexp logsumexp max mean median min norm prod softmax sort std sum topk var
 """
 _PRODUCTS = "addbmm addmm baddbmm bmm conv1d convolution dot einsum embedding linear matmul mm mv outer"
 _NORMS = "batch_norm group_norm layer_norm native_layer_norm rms_norm"
@@ -42,7 +42,7 @@ zeros_like
 """
 
 FUNCTIONAL_ATEN = frozenset(" ".join([_VIEWS, _POINTWISE, _REDUCTIONS, _PRODUCTS, _NORMS, _INDEXED, _MAKERS]).split())
-_SIZES = frozenset({operator.getitem, operator.mul})
+_SIZES = frozenset({operator.getitem, operator.mul, operator.add})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ Every node has in ``node.meta``
 * ``"source"``: ``"file.py:123 Class.forward"``, the model's line that made it (`ir.graph.source_line` reads it);
 * ``"states"`` (once a transform has given states to mixers): names into ``ModelIR.states``.
 
-Sizes that depend on T are all made from one node ``aten.sym_size.int(token_ids, 0)`` by ``operator.mul``.
+Sizes that depend on T are all made from one node ``aten.sym_size.int(token_ids, 0)`` by ``operator.mul`` and, until
+windows over tokens were raised, ``operator.add``.
 
 A parameter's origin is a list of `Segment`s, joined along dim 0 (docs/weight_program.md). Expressions are dicts of that
 format whose leaves, ``{"op": "tensor", "name": fqn}``, name *parameters of the captured model* (those and their shapes

@@ -20,10 +20,10 @@ from .manager import Phase, Report, run_phases
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
-from .raise_convolution import RaiseConvolution
 from .raise_linear import RaiseLinear
 from .raise_norms import RaiseNorms
 from .raise_rope import RaiseRope
+from .raise_windows import RaiseWindows
 from .real_arithmetic import RealArithmetic
 from .select_rows import SelectRows
 from .tie_weights import TieWeights
@@ -37,12 +37,12 @@ def phases() -> list[Phase]:
     return [
         Phase("canonicalize", CANONICAL, [
             CleanUp(),
+            RaiseWindows(),
             NormalForms(),
             RealArithmetic(),
             TokenPositions(),
             CleanUp(),
             RaiseAttention(),
-            RaiseConvolution(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),
