@@ -38,7 +38,7 @@ def _slice(lines: Lines, node: Node, a: dict[str, Any]) -> Line | None:
     dim = n.normal_dim(a["dim"], n.rank(node))
     if dim != line.dim:
         start, end = a["start"] or 0, a["end"]
-        if any(isinstance(x, Node) for x in (start, end)):
+        if line.plain or any(isinstance(x, Node) for x in (start, end)):
             return None
         end = 2**62 if end is None else end
         return _on_rows(lines, line, line.dim, lambda x: lines.call(aten.slice.Tensor, x, dim, start, end, 1))
@@ -65,6 +65,8 @@ def _cat(lines: Lines, node: Node, a: dict[str, Any]) -> Line | None:
     dim = n.normal_dim(a.get("dim", 0), n.rank(node))
     last = lines.of(parts[-1])
     if last is None or any(n.rank(p) != n.rank(node) for p in parts):
+        return None
+    if dim != last.dim and last.plain:
         return None
     if dim != last.dim:
         found = [lines.of(p) for p in parts]
