@@ -11,7 +11,7 @@ MODEL ?= smollm2
 PROMPT ?= Why is the sky blue?
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system demo test lint types ctest asan pytest native clean format size
+.PHONY: help setup system demo test conformance lint types ctest asan pytest native clean format size
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
@@ -69,6 +69,9 @@ asan: $(VENV)/.dev ## C++ tests of the host rooms under AddressSanitizer and UBS
 
 pytest: $(VENV)/.dev ## Python tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+conformance: $(VENV)/.dev ## every causal LM of transformers, tiny and random, against transformers; writes docs/conformance.md
+	OMP_NUM_THREADS=1 $(BIN)/autodeploy conformance --work build/conformance --jobs $(JOBS)
 
 clean:
 	rm -rf build $(VENV)

@@ -14,7 +14,8 @@ from autodeploy.ir import DTYPES, INPUTS, ConstantInfo, ModelIR, ParamInfo
 from autodeploy.ir.dialect import ATEN, verify
 
 from . import hooks
-from .build import BuildOptions, build, fake_parameters, model_files
+from .build import BuildOptions, build, check_config, fake_parameters, model_files
+from .causal import refuse_encoders
 from .constants import ROOT, wide_constants
 from .errors import CaptureError
 from .export import export_prefill
@@ -23,6 +24,7 @@ from .functionalize import functionalize
 from .guards import discharge
 from .sizes import fold_sizes
 from .source_lines import annotate
+from .text_part import text_part
 from .tidy import tidy
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def capture(
     """
     hooks.install()
     options = BuildOptions(model_class, trust_remote_code, code_revision)
+    check_config(config)
+    whole, config = config, config if model_class else text_part(config)
     model = build(config, options, torch.bfloat16)
     if on_model is not None:
         on_model(model)
@@ -66,12 +70,15 @@ def capture(
     ir.parameter_names, ir.tied = shapes, tied
     tidy(ir.graph)
     fold_masks(ir.graph)
+    refuse_encoders(ir.graph)
     tidy(ir.graph)
     _drop_unused(ir)
     fold_sizes(ir.graph, ir.input("token_ids"))
     ir.graph_module.recompile()
     ir.metadata.update(_metadata(config))
     ir.report.extend(sorted(notes.notes))
+    if config is not whole:
+        ir.report.append(f"the text part of {type(whole).__name__}: {type(model).__name__}")
     verify(ir, ATEN, "capture")
     return ir
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": "complete prompts, streaming",
     "chat": "hold a conversation",
     "verify": "compare logits and greedy tokens with transformers; find the first wrong instruction",
+    "conformance": "every causal LM of transformers as a tiny random model, compiled and compared",
     "explain": "which canonical op each block of a model became, and why",
     "bench": "measure, side by side with other engines",
     "doctor": "what this machine has, and whether everything is in place",

@@ -14,6 +14,7 @@ import torch
 
 from autodeploy.capture import hooks
 
+from .auto_class import auto_class
 from .tiny_config import tiny_config
 
 if TYPE_CHECKING:
@@ -31,15 +32,20 @@ _TEXT = (
 
 
 def tiny_model(
-    model_type: str, seed: int = 0, overrides: dict[str, Any] | None = None, attention: str = "eager"
+    model_type: str,
+    seed: int = 0,
+    overrides: dict[str, Any] | None = None,
+    attention: str = "eager",
+    rules: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A float32 model on the CPU in evaluation mode, with seeded weights that are large enough to tell errors."""
-    hooks.install()
-    from transformers import AutoModelForCausalLM
+    """A float32 model on the CPU in evaluation mode, with seeded weights that are large enough to tell errors.
 
-    config = tiny_config(model_type, overrides)
+    rules: of `tiny_config`, instead of those of the data file.
+    """
+    hooks.install()
+    config = tiny_config(model_type, overrides, rules)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    model = auto_class(config).from_config(config, dtype=torch.float32, attn_implementation=attention)
     enlarge_weights(model, seed)
     return model.eval()
 
@@ -62,16 +68,19 @@ def make_tiny(
     overrides: dict[str, Any] | None = None,
     dtype: str = "float32",
     max_shard_size: str | int = "1GB",
+    rules: dict[str, Any] | None = None,
+    tokenizer: bool = True,
 ) -> Path:
     """Writes a checkpoint folder: safetensors (sharded above `max_shard_size`), configs, and a byte-level tokenizer.
 
+    rules: as in `tiny_model`. tokenizer: False leaves it out.
     dtype: "float32", "bfloat16" or "float16", of the weights in the file and of the configuration.
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"[tiny] expected float32, bfloat16 or float16, found {dtype}")
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(model_type, seed, overrides)
+    model = tiny_model(model_type, seed, overrides, rules=rules)
     model.config.use_cache = True
     generation = getattr(model, "generation_config", None)
     if generation is not None:
@@ -79,7 +88,8 @@ def make_tiny(
     model = model.to(getattr(torch, dtype))
     model.config.dtype = dtype
     model.save_pretrained(out, max_shard_size=max_shard_size)
-    _tokenizer(min(model.config.get_text_config().vocab_size, 320)).save_pretrained(out)
+    if tokenizer:
+        _tokenizer(min(model.config.get_text_config().vocab_size, 320)).save_pretrained(out)
     return out
 
 

@@ -84,13 +84,20 @@ class _Rules:
         self._widths(old, known, new)
         self._tokens(old, new)
         self._layers(old, known, new)
-        for name, sub in (getattr(config_class, "sub_configs", None) or {}).items():
-            if depth < 2 and isinstance(sub, type) and isinstance(getattr(default, name, None), sub):
+        for name in getattr(config_class, "sub_configs", None) or {}:
+            part = getattr(default, name, None)
+            if depth < 2 and hasattr(part, "to_dict"):
                 try:
-                    new[name] = self.values(type(getattr(default, name)), depth + 1)
+                    new[name] = self._part(type(part), depth + 1)
                 except Exception:
                     continue  # a part that is not built here
         return new
+
+    def _part(self, config_class: type, depth: int) -> dict[str, Any]:
+        """Values of a configuration within another one; its type is told where any may stand there."""
+        kind = getattr(config_class, "model_type", "")
+        own = _with_int_keys(self.rules["overrides"].get(kind) or {})
+        return {"model_type": kind, **self.values(config_class, depth), **own}
 
     def _heads(self, old: dict[str, Any], known: set[str], new: dict[str, Any]) -> None:
         heads = next((old[k] for k in self.rules["head_counts"] if isinstance(old.get(k), int)), None)

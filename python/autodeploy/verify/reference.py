@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autodeploy.testing.auto_class import auto_class
 from autodeploy.testing.compare import relative_error
 
 from .schedule import Feed
@@ -29,16 +31,16 @@ class Expected:
 
 def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model of a checkpoint folder or GGUF file in float32; transformers dequantizes quantized weights."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     folder, more = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, trust_remote_code=trust_remote_code, local_files_only=True, **more
-        )
+        options = {"trust_remote_code": trust_remote_code, "local_files_only": True, **more}
+        config = AutoConfig.from_pretrained(folder, **options)
+        model = auto_class(config).from_pretrained(folder, dtype=torch.float32, **options)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -46,8 +48,34 @@ def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Modu
 
 
 @torch.no_grad()
-def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int) -> Expected:
-    """Greedy generation after a prompt; no token ends it, so that every request has the same length."""
+def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trusted: str = "generate") -> Expected:
+    """Greedy generation after a prompt; no token ends it, so that every request has the same length.
+
+    trusted: which of transformers' own ways counts, where its cache and its pass over whole sequences disagree:
+        "generate": tokens of generation with its cache, logits of one pass (they should be the same; see `drift`);
+        "whole": generation without a cache; "cache": tokens and logits of generation with its cache.
+    """
+    if trusted not in ("generate", "whole", "cache"):
+        raise ValueError(f'[reference] expected "generate", "whole" or "cache", found {trusted!r}')
+    made, cached = _generate(model, prompt, max_new_tokens, trusted != "whole")
+    feed = Feed(tuple(prompt), made)
+    whole = _whole(model, feed.tokens)
+    at = len(prompt) - 1
+    drift = relative_error(cached, whole[at:])
+    if trusted == "cache":
+        whole = np.concatenate([_whole(model, feed.prompt)[:at], cached])
+    return Expected(feed, whole, drift)
+
+
+def _whole(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Logits [n, V] of one pass over all tokens."""
+    return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+
+
+def _generate(
+    model: torch.nn.Module, prompt: list[int], max_new_tokens: int, use_cache: bool
+) -> tuple[tuple[int, ...], NDArray[np.float32]]:
+    """Greedy tokens, and the logits [max_new_tokens, V] that chose them."""
     from transformers import GenerationConfig
 
     ids = torch.tensor([prompt])
@@ -57,6 +85,7 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int) -> Ex
         max_new_tokens=max_new_tokens,
         eos_token_id=None,
         pad_token_id=0,
+        use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
     )
@@ -65,8 +94,4 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int) -> Ex
         made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     finally:
         model.generation_config = own
-    following = tuple(int(t) for t in made.sequences[0, len(prompt) :])
-    feed = Feed(tuple(prompt), following)
-    whole = model(input_ids=torch.tensor([feed.tokens])).logits[0].float().numpy()
-    cached = torch.cat(made.logits).float().numpy()
-    return Expected(feed, whole, relative_error(cached, whole[len(prompt) - 1 :]))
+    return tuple(int(t) for t in made.sequences[0, len(prompt) :]), torch.cat(made.logits).float().numpy()

@@ -48,18 +48,23 @@ def whole_prompts(feeds: Sequence[Feed]) -> Iterator[PlannedStep]:
         yield _step(feeds, [(_Running(i, 1), len(feed.prompt))], all_rows=True)
 
 
-def ragged(feeds: Sequence[Feed], max_seqs: int = 3, chunks: Sequence[int] = CHUNKS) -> Iterator[PlannedStep]:
-    """All requests together: a new one joins every other step while there is room, each leaves when it is done.
+def ragged(
+    feeds: Sequence[Feed], max_seqs: int = 3, chunks: Sequence[int] = CHUNKS, stagger: int = 2
+) -> Iterator[PlannedStep]:
+    """All requests together: a new one joins every `stagger` steps while there is room, each leaves when it is done.
 
-    Logits are wanted wherever a next token is predicted. Slots are reused, so that stale states would show.
+    stagger: 0 lets all that there is room for join at once. Logits are wanted wherever a next token is predicted.
+    Slots are reused, so that stale states would show.
     """
     waiting = list(range(len(feeds)))
     free = list(range(1, max_seqs + 1))
     running: list[_Running] = []
     count = 0
     while waiting or running:
-        if waiting and free and (count % 2 == 0 or not running):
+        while waiting and free and (not stagger or count % stagger == 0 or not running):
             running.append(_Running(waiting.pop(0), free.pop(0)))
+            if stagger:
+                break
         count += 1
         work = []
         for seq in running:

@@ -19,8 +19,9 @@ from .checkpoint import Checkpoint
 from .derive_gguf import gguf_mapping, gguf_tensors
 from .errors import WeightError
 from .evaluate import Read, evaluate, rows
-from .expr import Expr
+from .expr import Expr, tensor_names
 from .expr_json import to_json
+from .inner_model import inner_names
 from .record import Recorded
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ _CHUNK = 1 << 24  # elements
 class Derivation:
     """`origins` gives each parameter, and each persistent buffer that the checkpoint holds, by its name in the model.
 
-    Tied names share an expression. `unused` are checkpoint tensors that nothing took.
+    Tied names share an expression. `unused` are checkpoint tensors that nothing took; `copies` those whose parameter
+    takes the tensor of another one that it is tied to.
     """
 
     origins: dict[str, Expr] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    copies: set[str] = field(default_factory=set)
 
 
 def derive(model: PreTrainedModel, checkpoint: Checkpoint) -> Derivation:
@@ -58,6 +61,8 @@ def derive(model: PreTrainedModel, checkpoint: Checkpoint) -> Derivation:
         mapping = get_model_conversion_mapping(model)
         tensors = {name: t.expr(name) for name, t in checkpoint.tensors.items()}
     _convert(model, mapping, tensors, checkpoint.unsupported, result)
+    if checkpoint.kind != "gguf" and _embedding(model) not in result.origins:
+        result = _convert_inner(model, mapping, tensors, checkpoint.unsupported) or result
     _tie(model, checkpoint, result)
     _check(model, checkpoint, result)
     return result
@@ -110,6 +115,29 @@ def _convert(
             result.origins[name] = value.expr
 
 
+def _embedding(model: PreTrainedModel) -> str:
+    """Name of the input embedding's weight."""
+    weight = model.get_input_embeddings().weight
+    return next((n for n, p in model.named_parameters(remove_duplicate=False) if p is weight), "")
+
+
+def _convert_inner(
+    model: PreTrainedModel, mapping: Iterable[Any], tensors: Mapping[str, Expr], unsupported: Mapping[str, str]
+) -> Derivation | None:
+    """The same for a checkpoint of a larger model that holds this one; None where it is not found in there."""
+    state = model.state_dict()
+    names = {*tensors, *unsupported}
+    inner = inner_names(names, state.keys(), model.base_model_prefix, _embedding(model))
+    if not inner:
+        return None
+    result = Derivation()
+    taken = {new: tensors[old] for old, new in inner.items() if old in tensors}
+    _convert(model, mapping, taken, {new: unsupported[old] for old, new in inner.items() if old in unsupported}, result)
+    back = {new: old for old, new in inner.items()}
+    result.unused = sorted({*(back[n] for n in result.unused), *(names - set(inner))})
+    return result
+
+
 def _tie(model: PreTrainedModel, checkpoint: Checkpoint, result: Derivation) -> None:
     """Parameters that share storage, and those that transformers ties, take the expression of the one that is there.
 
@@ -133,6 +161,8 @@ def _tie(model: PreTrainedModel, checkpoint: Checkpoint, result: Derivation) -> 
                     f"[{checkpoint.path}] the configuration ties {source} and {name}, but their weights differ: set "
                     "tie_word_embeddings to false in config.json"
                 )
+            if result.origins[name] is not result.origins[source]:
+                result.copies |= tensor_names(result.origins[name])
             result.origins[name] = result.origins[source]
 
 

@@ -54,7 +54,7 @@ def link(
 
     Raises WeightError naming the param where a leaf has no origin or shapes disagree.
     """
-    program = WeightProgram(unused=list(derivation.unused))
+    program = WeightProgram()
     saved = {key for key in constants if key in derivation.origins}
     kept = {CONSTANT_PREFIX + key: value for key, value in constants.items() if key not in saved}
     content, source, stored = pack_constants(kept, len(checkpoint.sources))
@@ -82,8 +82,14 @@ def link(
     program.notes = list(_notes(program))
     used = set[str]().union(*(tensor_names(s.expr) for p in program.params for s in p.segments))
     program.tensors = {name: t for name, t in tensors.items() if name in used}
+    program.unused = _unused(used, derivation, checkpoint)
     program.check()
     return program, content
+
+
+def _unused(used: set[str], derivation: Derivation, checkpoint: Checkpoint) -> list[str]:
+    """Tensors of the checkpoint that nothing takes: unknown to the model, or of parts that no token reaches."""
+    return sorted({*derivation.unused, *checkpoint.names()} - used - derivation.copies)
 
 
 def _notes(program: WeightProgram) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""conformance: every causal language model that transformers knows, tiny and random, compiled and compared."""

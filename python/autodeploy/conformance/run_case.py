@@ -1,0 +1,158 @@
+"""One case from its configuration to its result, in a process of its own."""
+
+from __future__ import annotations
+
+import collections
+import resource
+import shutil
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autodeploy.testing.tolerances import LOGITS_TOLERANCE
+
+from .case import Case, class_names, source_hash, versions
+
+# What ends a case early, by the stage it ends in: (status, reason).
+PASS, FAIL, REFUSED, UNBUILT = "pass", "fail", "refused", "unbuilt"
+
+
+class _Ended(Exception):
+    """The case ends here with this status and reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class _Stages:
+    """Seconds of each stage, and which one is running; `show` is told its name."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self.current = ""
+        self._show = show
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.current = name
+        self._show(name)
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - wall, 3)
+            self.seconds[f"{name} cpu"] = round(time.process_time() - cpu, 3)
+
+
+def run_case(case: Case, work: Path, show: Callable[[str], None] = lambda stage: None) -> dict[str, Any]:
+    """Runs a case and returns its result, which says everything: nothing is raised but Ctrl-C.
+
+    `work`: a folder for the checkpoint and the artifact, which are removed in the end.
+    """
+    stages = _Stages(show)
+    result: dict[str, Any] = {
+        "name": case.name,
+        "class": class_names().get(case.model_type, ""),
+        "case": vars(case),
+        "key": case.key(),
+        "source": source_hash(),
+        "versions": versions(),
+        "status": FAIL,
+    }
+    folder = Path(tempfile.mkdtemp(prefix=f"{case.model_type}-", dir=work))
+    warnings.simplefilter("ignore")
+    try:
+        _run(case, folder, stages, result)
+    except _Ended as end:
+        result["status"], result["reason"] = end.status, end.reason
+    except Exception as e:
+        result["reason"] = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        result["traceback"] = traceback.format_exc()[-4000:]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    result["stage"] = stages.current
+    result["seconds"] = stages.seconds
+    result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return result
+
+
+def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> None:
+    from autodeploy import compile as compiler
+    from autodeploy.artifact import read_artifact
+    from autodeploy.capture.source import resolve_source
+    from autodeploy.testing.tiny import make_tiny
+    from autodeploy.verify.reference import load_reference
+
+    from .checks import expectations, forgive_engine, judge_engine, judge_steps, prompts
+
+    checkpoint, out = folder / "checkpoint", folder / "artifact"
+    with stages("build"):
+        try:
+            make_tiny(case.name, checkpoint, case.seed, case.overrides, rules=case.rules, tokenizer=False)
+        except Exception as e:
+            found = f"{type(e).__name__}: {' '.join(str(e).split())[:400]}"
+            raise _Ended(UNBUILT, f"transformers does not build a tiny one: {found}") from e
+    with stages("compile"):
+        try:
+            source = resolve_source(checkpoint)
+            compiled = compiler.build(source)
+            compiler.write(compiled, out)
+        except ValueError as e:
+            raise _Ended(REFUSED, " ".join(str(e).split())) from e
+    _describe(compiled, result)
+    artifact = read_artifact(out)
+    with stages("reference"):
+        model = load_reference(checkpoint)
+        metadata = artifact.program.metadata
+        asked = prompts(int(metadata["vocab_size"]), metadata.get("max_positions"), case.seed)
+        expected = expectations(model, asked, case.trusted)
+        result["drift"] = max(e.drift for e in expected)
+        if case.trusted == "generate" and result["drift"] > LOGITS_TOLERANCE:
+            raise _Ended(FAIL, _disagreement(result["drift"]))
+    with stages("run"):
+        judged, blame = judge_steps(artifact, expected, model)
+        result["checks"] = {letter: j.to_json() for letter, j in judged.items()}
+        result["blame"] = blame
+    with stages("engine"):
+        engine = forgive_engine(judge_engine(artifact, expected), expected, model)
+        result["checks"]["e"] = engine.to_json()
+    wrong = [letter for letter, check in result["checks"].items() if not check["ok"]]
+    result["status"] = FAIL if wrong else PASS
+    if wrong:
+        first = result["checks"][wrong[0]]["first_wrong"]
+        what = f"request {first[0][0]} token {first[0][1]}: {first[0][2]}" if first else "nothing was compared"
+        result["reason"] = "; ".join([f"{', '.join(wrong)} wrong: {what}", *result["blame"]])
+
+
+def _disagreement(drift: float) -> str:
+    return (
+        f"transformers disagrees with itself: logits of generation with its cache differ from those of one pass by "
+        f"{drift:.2g}; find out which is right, and say so in the data file's references"
+    )
+
+
+def _describe(compiled: Any, result: dict[str, Any]) -> None:
+    """What the compiler made: ops, states, ways, and the checkpoint's tensors that nothing takes."""
+    program = compiled.program
+    result["ops"] = dict(collections.Counter(i.op for i in program.instructions))
+    result["states"] = dict(collections.Counter(s.kind for s in program.states))
+    result["ways"] = dict(collections.Counter(r.get("via", r["kind"]) for r in compiled.explain))
+    result["notes"] = compiled.notes
+    unused = sorted(compiled.weights.unused)
+    result["unused"] = {"count": len(unused), "prefixes": prefixes(unused), "first": unused[:5]}
+
+
+def prefixes(names: list[str]) -> dict[str, int]:
+    """Counts of names by their first parts: as many parts as tell them apart, at most eight groups."""
+    for depth in (3, 2, 1):
+        counts = collections.Counter(".".join(n.split(".")[:depth]) for n in names)
+        if len(counts) <= 8 or depth == 1:
+            return dict(counts)
+    return {}
+

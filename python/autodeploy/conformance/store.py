@@ -1,0 +1,53 @@
+"""Results on disk, one JSON file per case: a run that was ended goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .case import Case
+
+Result = dict[str, Any]
+
+
+class Store:
+    """A work folder: results/, logs/ and scratch/."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.results = root / "results"
+        self.scratch = root / "scratch"
+        for folder in (self.results, self.scratch):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, case: Case, keep_passes: bool = False) -> Result | None:
+        """The result of this very case with these sources and versions; `keep_passes`: a pass of other sources too."""
+        result = self._read(self.results / case.file_name)
+        if result is None:
+            return None
+        fresh = result.get("key") == case.key()
+        return result if fresh or (keep_passes and result.get("status") == "pass") else None
+
+    def latest(self, case: Case) -> Result | None:
+        """The last result of this case, whatever it was made with."""
+        return self._read(self.results / case.file_name)
+
+    def labelled(self, label: str) -> list[Result]:
+        """All results of generated cases."""
+        found = (self._read(path) for path in sorted(self.results.glob(f"{label}-*.json")))
+        return [r for r in found if r is not None]
+
+    def save(self, case: Case, result: Result) -> None:
+        """Writes a result whole or not at all."""
+        path = self.results / case.file_name
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    def _read(self, path: Path) -> Result | None:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "status" in found else None
