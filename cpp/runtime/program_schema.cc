@@ -79,6 +79,14 @@ std::vector<OpSchema> make_schemas() {
                .in = {req("q"), req("k"), req("v"), req("input_gate"), req("forget_gate")},
                .attrs = {{"scale", kN}, {"eps", kN}},
                .states = {kSlot}});
+  s.push_back({.name = "selective_scan",
+               .in = {req("x"), req("dt"), req("a"), req("b"), req("c"), opt("d"), opt("dt_bias")},
+               .attrs = {{"softplus", kB}},
+               .states = {kSlot}});
+  s.push_back({.name = "gated_delta_rule",
+               .in = {req("q"), req("k"), req("v"), opt("g"), req("beta")},
+               .attrs = {{"scale", kN}, {"l2norm", kB}, {"eps", kN}},
+               .states = {kSlot}});
   // Generic tail.
   s.push_back({.name = "region",
                .in = {},

@@ -119,6 +119,17 @@ def _mlstm(s: Site) -> None:
     s.need_slots((heads, width, s.operand(2).shape[2]), (heads, width), (heads,))
 
 
+def _selective_scan(s: Site) -> None:
+    s.need_state(s.operand(2).shape, "f32")
+
+
+def _gated_delta_rule(s: Site) -> None:
+    heads, key_heads = s.operand(2).shape[1], s.operand(1).shape[1]
+    ok = isinstance(heads, int) and isinstance(key_heads, int) and key_heads > 0 and heads % key_heads == 0
+    s.need(ok, f"a number of key heads that divides {heads} heads", key_heads)
+    s.need_state((heads, s.operand(1).shape[2], s.operand(2).shape[2]), "f32")
+
+
 def _attention(s: Site) -> None:
     heads, kv_heads = s.operand(0).shape[1], s.operand(1).shape[1]
     ok = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
@@ -281,6 +292,8 @@ RULES: dict[str, Callable[[Site], None]] = {
     "linear_scan": _linear_scan,
     "wkv": _wkv,
     "mlstm": _mlstm,
+    "selective_scan": _selective_scan,
+    "gated_delta_rule": _gated_delta_rule,
     "attention": _attention,
     "causal_conv1d": _causal_conv1d,
     "over_keys": _over_keys,

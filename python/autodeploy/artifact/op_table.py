@@ -142,6 +142,32 @@ OPS: dict[str, OpSpec] = {
         {"scale": "float", "eps": "float"},
         ("slot",),
     ),
+    "selective_scan": OpSpec(
+        (
+            In("x", "T C"),
+            In("dt", "T C"),
+            In("a", "C N"),
+            In("b", "T N"),
+            In("c", "T N"),
+            In("d", "C", optional=True),
+            In("dt_bias", "C", optional=True),
+        ),
+        ("T C",),
+        {"softplus": "bool"},
+        ("slot",),
+    ),
+    "gated_delta_rule": OpSpec(
+        (
+            In("q", "T Hk Dk"),
+            In("k", "T Hk Dk"),
+            In("v", "T Hv Dv"),
+            In("g", "T Hv|T Hv Dk", optional=True),
+            In("beta", "T Hv"),
+        ),
+        ("T Hv Dv",),
+        {"scale": "float", "l2norm": "bool", "eps": "float"},
+        ("slot",),
+    ),
     # Generic tail.
     "region": OpSpec((In("x", dtype=ANY),), ("...",), {"region": "int"}, variadic=True, any_results=True),
     "copy": OpSpec((In("x", "M*", ANY),), ("M*",), {}),

@@ -102,7 +102,78 @@ def ssd(kernel: str, function: Callable[..., Any], args: Any, kwargs: Any) -> An
     return (out, None) if final else out
 
 
+def selective_scan(kernel: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """hidden_states, dt [1, C, T], A [C, N], B, C [1, N, T] -> [1, C, T]; the gate z stays outside of the op."""
+    arguments = call_arguments(kernel, function, args, kwargs)
+    for hint in ("use_mambapy", "use_associative_scan"):  # which PyTorch code runs
+        arguments.pop(hint, None)
+    x, dt, a, b, c, d, z, dt_bias, softplus, final = _take(
+        kernel,
+        arguments,
+        "hidden_states",
+        "dt",
+        "A",
+        "B",
+        "C",
+        D=None,
+        z=None,
+        delta_bias=None,
+        delta_softplus=False,
+        return_last_state=False,
+    )
+    if any(t.dim() != 3 for t in (x, dt, b, c)) or a.dim() != 2:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (x, dt, a, b, c))
+        raise CaptureError(
+            f"[{kernel}] expected states and dt [1, C, T], A [C, N], B and C [1, N, T], found {shapes} "
+            f"at {calling_line()}"
+        )
+    rows = [t.squeeze(0).transpose(0, 1) for t in (x, dt, b, c)]
+    out = OPS["selective_scan"].torch_op(rows[0], rows[1], a, rows[2], rows[3], d, dt_bias, bool(softplus))
+    out = out.transpose(0, 1).unsqueeze(0)
+    if z is not None:
+        out = out * torch.nn.functional.silu(z)
+    return (out, None) if final else out
+
+
+# What the kernels of this name add to the sum of squares when they normalise queries and keys.
+_L2_EPS = 1e-6
+
+
+def gated_delta_rule(kernel: str, function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[torch.Tensor, None]:
+    """query, key [1, T, Hk, Dk], value [1, T, Hv, Dv], g [1, T, Hv] or [1, T, Hv, Dk], beta [1, T, Hv] -> like value.
+
+    The chunk size is a hint. No final state is returned: the op keeps its own.
+    """
+    arguments = call_arguments(kernel, function, args, kwargs)
+    arguments.pop("chunk_size", None)
+    q, k, v, g, beta, normalize, _ = _take(
+        kernel,
+        arguments,
+        "query",
+        "key",
+        "value",
+        "g",
+        "beta",
+        use_qk_l2norm_in_kernel=False,
+        output_final_state=False,
+    )
+    if any(t.dim() != 4 for t in (q, k, v)) or g.dim() not in (3, 4) or beta.dim() != 3:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v, g, beta))
+        raise CaptureError(
+            f"[{kernel}] expected query and key [1, T, Hk, Dk], value [1, T, Hv, Dv], g [1, T, Hv] or [1, T, Hv, Dk], "
+            f"beta [1, T, Hv], found {shapes} at {calling_line()}"
+        )
+    rows = [t.squeeze(0) for t in (q, k, v, g, beta)]
+    out = OPS["gated_delta_rule"].torch_op(*rows, float(q.shape[-1]) ** -0.5, bool(normalize), _L2_EPS)
+    return out.unsqueeze(0), None
+
+
 KERNELS: dict[str, Callable[[str, Callable[..., Any], Any, Any], Any]] = {
     "causal_conv1d_fn": causal_conv1d,
     "mamba_chunk_scan_combined": ssd,
+    "selective_scan_fn": selective_scan,
+    "chunk_gated_delta_rule": gated_delta_rule,
+    "fused_recurrent_gated_delta_rule": gated_delta_rule,
+    "chunk_kda": gated_delta_rule,
+    "fused_recurrent_kda": gated_delta_rule,
 }
