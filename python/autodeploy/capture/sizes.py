@@ -17,10 +17,13 @@ def fold_sizes(graph: Graph, token_ids: Node) -> None:
     Sizes with c come from padding and cutting; the transforms raise what is made of them to windows over tokens, or
     refuse it.
 
+    A slice that begins as far from the end as its dim is long begins at 0: `x[..., -T:]` of T rows is all of them.
+
     Raises:
         CaptureError: a size that something reads is no such sum.
     """
     symbol = token_ids.meta["val"].shape[0].node.expr
+    _fold_slices_from_the_end(graph)
     made: dict[tuple[int, int], Node] = {}
     after = token_ids
     while after.next.op == "placeholder":
@@ -66,6 +69,16 @@ def fold_sizes(graph: Graph, token_ids: Node) -> None:
             and not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
         ):
             graph.erase_node(node)
+
+
+def _fold_slices_from_the_end(graph: Graph) -> None:
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor):
+        if len(node.args) < 3 or not isinstance(node.args[2], Node):
+            continue
+        x, dim, start, *rest = node.args
+        begin = x.meta["val"].shape[dim] + start.meta["val"]
+        if isinstance(begin, torch.SymInt) and begin.node.expr.is_zero:
+            node.args = (x, dim, 0, *rest)
 
 
 def _as_sum(value: Any, symbol: Any) -> tuple[Any, int] | None:
