@@ -1,5 +1,5 @@
-// gated_delta_rule: linear attention with a memory that is corrected and decays (arXiv:2412.06464, arXiv:2510.26692).
-// Parallel over sequences, value heads and columns of their states.
+// gated_delta_rule: linear attention with a memory that is corrected and decays (arXiv:2412.06464,
+// arXiv:2510.26692). Parallel over sequences, value heads and columns of their states.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -69,7 +69,8 @@ class GatedDeltaRule : public Kernel {
   const char* name() const override { return name_.c_str(); }
   // Factors of q and k, [T, Hk] each; for each thread decays and decayed keys of a block of tokens.
   int64_t workspace_bytes() const override {
-    return (2 * max_tokens_ * key_heads_ + num_threads_ * thread_floats()) * static_cast<int64_t>(sizeof(float));
+    return (2 * max_tokens_ * key_heads_ + num_threads_ * thread_floats()) *
+           static_cast<int64_t>(sizeof(float));
   }
 
   void run(const KernelCall& call) const override {
@@ -79,14 +80,13 @@ class GatedDeltaRule : public Kernel {
       for (int64_t i = begin; i < end; ++i) set_norms(call, i / key_heads_, i % key_heads_, norms);
     });
     const int64_t parts = (dv_ + code_.columns - 1) / code_.columns;
-    call.pool->parallel_for(
-        batch.num_seqs * heads_ * parts, 1, [&](int64_t begin, int64_t end, int thread) {
-          float* scratch = norms + 2 * max_tokens_ * key_heads_ + thread * thread_floats();
-          for (int64_t i = begin; i < end; ++i) {
-            const int64_t column = i % parts * code_.columns, head = i / parts % heads_;
-            run_columns(call, i / parts / heads_, head, column, scratch);
-          }
-        });
+    call.pool->parallel_for(batch.num_seqs * heads_ * parts, 1, [&](int64_t begin, int64_t end, int thread) {
+      float* scratch = norms + 2 * max_tokens_ * key_heads_ + thread * thread_floats();
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t column = i % parts * code_.columns, head = i / parts % heads_;
+        run_columns(call, i / parts / heads_, head, column, scratch);
+      }
+    });
   }
 
  private:
@@ -152,11 +152,13 @@ std::unique_ptr<Kernel> make_gated_delta_rule(const KernelSpec& spec, std::strin
                 heads = check.static_dim(v, "v", 1), dv = check.static_dim(v, "v", 2);
   check.shape(check.input(0, "q [T, Hk, Dk]", 3, 1), "q", k.shape);
   check.that(v.shape[0] == k.shape[0] && heads % key_heads == 0,
-             "v of as many tokens as k, and key heads that divide v's", shape_text(v.shape) + " and " + shape_text(k.shape));
+             "v of as many tokens as k, and key heads that divide v's",
+             shape_text(v.shape) + " and " + shape_text(k.shape));
   if (const OperandSpec& g = spec.in[3]; g.present) {
     if (g.shape.size() == 3) check.input(3, "g [T, Hv, Dk]", 3, 1);
-    check.shape(g, "g", g.shape.size() == 3 ? std::vector<Dim>{v.shape[0], v.shape[1], k.shape[2]}
-                                            : std::vector<Dim>{v.shape[0], v.shape[1]});
+    check.shape(g, "g",
+                g.shape.size() == 3 ? std::vector<Dim>{v.shape[0], v.shape[1], k.shape[2]}
+                                    : std::vector<Dim>{v.shape[0], v.shape[1]});
   }
   check.shape(check.input(4, "beta [T, Hv]", 2, 0), "beta", {v.shape[0], v.shape[1]});
   check.shape(check.output(0, "the result [T, Hv, Dv]", 3, 1), "the result", v.shape);
@@ -164,8 +166,8 @@ std::unique_ptr<Kernel> make_gated_delta_rule(const KernelSpec& spec, std::strin
   check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
                  state.components[0].shape == std::vector<int64_t>({heads, dk, dv}) &&
                  state.components[0].dtype == DType::kF32,
-             "a float32 slot state [Hv, Dk, Dv] = [" + std::to_string(heads) + ", " + std::to_string(dk) + ", " +
-                 std::to_string(dv) + "]",
+             "a float32 slot state [Hv, Dk, Dv] = [" + std::to_string(heads) + ", " + std::to_string(dk) +
+                 ", " + std::to_string(dv) + "]",
              "another");
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4}, why)) return nullptr;
   return std::make_unique<GatedDeltaRule>(spec, isa);

@@ -1,5 +1,6 @@
-// selective_scan: the state space recurrence of Mamba (Gu and Dao 2023, arXiv:2312.00752), token by token, parallel over
-// tiles of channels. Every state of every channel decays at a rate of its own, so there is no product of matrices in it.
+// selective_scan: the state space recurrence of Mamba (Gu and Dao 2023, arXiv:2312.00752), token by token,
+// parallel over tiles of channels. Every state of every channel decays at a rate of its own, so there is no
+// product of matrices in it.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -24,7 +25,7 @@ struct ScanTile {
   const float *bias = nullptr, *d = nullptr;  // [channels], or null
   const float* a = nullptr;                   // [n, channels]
   float* y = nullptr;
-  float* state = nullptr;  // [n, channels]
+  float* state = nullptr;                                                         // [n, channels]
   int64_t x_stride = 0, dt_stride = 0, b_stride = 0, c_stride = 0, y_stride = 0;  // per token
   bool softplus = false;
 };

@@ -74,7 +74,12 @@ class GatedDeltaRule(Op):
     ) -> torch.Tensor:
         heads, key_heads, width = v.shape[1], k.shape[1], k.shape[2]
         gates = (v.shape[:2], (*v.shape[:2], width))
-        if q.shape != k.shape or heads % key_heads or beta.shape != v.shape[:2] or (g is not None and g.shape not in gates):
+        if (
+            q.shape != k.shape
+            or heads % key_heads
+            or beta.shape != v.shape[:2]
+            or (g is not None and g.shape not in gates)
+        ):
             found = [None if t is None else tuple(t.shape) for t in (q, k, v, g, beta)]
             raise ValueError(
                 "[gated_delta_rule] expected q, k [T, Hk, Dk], v [T, Hv, Dv], g [T, Hv] or [T, Hv, Dk], beta [T, Hv], "

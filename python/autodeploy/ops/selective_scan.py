@@ -21,9 +21,7 @@ class SelectiveScan(Op):
     """
 
     name = "selective_scan"
-    schema = (
-        "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? dt_bias, bool softplus) -> Tensor"
-    )
+    schema = "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? d, Tensor? dt_bias, bool softplus) -> Tensor"
     mixes_tokens = True
     fixed_operands = ("a", "d", "dt_bias")
 

@@ -18,6 +18,7 @@ from autodeploy.capture.hook_state import capturing
 from autodeploy.capture.kernel_hooks import KERNELS
 from autodeploy.capture.mask_hook import boolean_mask
 from autodeploy.capture.mask_kind import MaskKind, describe
+from autodeploy.capture.sizes import fold_sizes
 
 # --- writes
 
@@ -268,3 +269,64 @@ def test_the_state_space_kernel_by_name():
         hook("scan", scan, (x, dt, a, bc, bc, 256), {"initial_states": torch.zeros(1)})
     with pytest.raises(CaptureError, match="expected no z,"):
         hook("scan", scan, (x, dt, a, bc, bc, 256), {"z": torch.zeros(1)})
+
+
+def selective(hidden_states, dt, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, **kwargs):
+    raise AssertionError("the hook replaces this")
+
+
+def test_the_selective_scan_by_name():
+    x, dt, a, z = torch.randn(1, 3, 4), torch.randn(1, 3, 4), -torch.rand(3, 5), torch.randn(1, 3, 4)
+    b, c, d = torch.randn(1, 5, 4), torch.randn(1, 5, 4), torch.ones(3)
+    hook = KERNELS["selective_scan_fn"]
+    options = {"D": d, "z": z, "delta_bias": d, "delta_softplus": True, "use_mambapy": True}
+    out = hook("scan", selective, (x, dt, a, b, c), options)
+    rows = [t[0].T for t in (x, dt, b, c)]
+    expected = torch.ops.autodeploy.selective_scan(rows[0], rows[1], a, rows[2], rows[3], d, d, True)
+    torch.testing.assert_close(out[0], expected.T * torch.nn.functional.silu(z[0]))
+    assert hook("scan", selective, (x, dt, a, b, c), {"return_last_state": True})[1] is None
+    with pytest.raises(CaptureError, match=r"expected states and dt \[1, C, T\]"):
+        hook("scan", selective, (x, dt, a, b[0], c), {})
+
+
+def delta(query, key, value, g, beta, chunk_size=64, initial_state=None, use_qk_l2norm_in_kernel=False, **kwargs):
+    raise AssertionError("the hook replaces this")
+
+
+@pytest.mark.parametrize("name", ["chunk_gated_delta_rule", "chunk_kda", "fused_recurrent_kda"])
+def test_the_delta_rule_by_name(name):
+    q, k, v, beta = torch.randn(1, 5, 2, 4), torch.randn(1, 5, 2, 4), torch.randn(1, 5, 4, 3), torch.rand(1, 5, 4)
+    g = -torch.rand(1, 5, 4, 4) if name.endswith("kda") else -torch.rand(1, 5, 4)
+    hook = KERNELS[name]
+    out, final = hook(name, delta, (q, k, v, g, beta), {"use_qk_l2norm_in_kernel": True, "cu_seqlens": None})
+    expected = torch.ops.autodeploy.gated_delta_rule(q[0], k[0], v[0], g[0], beta[0], 0.5, True, 1e-6)
+    assert torch.equal(out[0], expected)
+    assert final is None
+    with pytest.raises(CaptureError, match="expected no initial_state.*starting from a state"):
+        hook(name, delta, (q, k, v, g, beta), {"initial_state": torch.zeros(1)})
+    with pytest.raises(CaptureError, match="expected no scale,"):
+        hook(name, delta, (q, k, v, g, beta), {"scale": 2.0})
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(("take", "refused"), [(lambda x, n: x[:, -n:], False), (lambda x, n: x[:, 1 - n :], True)])
+def test_slices_from_the_end_that_take_all_begin_at_0(take, refused):
+    class Module(torch.nn.Module):
+        def forward(self, ids):
+            return take(ids * 2, ids.shape[1])[0]
+
+    ids = torch.arange(9)[None]
+    program = torch.export.export(Module(), (ids,), dynamic_shapes=({1: torch.export.Dim("T", min=4, max=64)},))
+    graph = program.graph_module.graph
+    # As in a capture: the token ids are [T].
+    graph_ids = next(n for n in graph.nodes if n.op == "placeholder")
+    graph_ids.meta["val"] = graph_ids.meta["val"][0]
+    if refused:
+        with pytest.raises(CaptureError, match="expected sizes that are multiples of T"):
+            fold_sizes(graph, graph_ids)
+    else:
+        fold_sizes(graph, graph_ids)
+        (cut,) = (n for n in graph.nodes if n.target is torch.ops.aten.slice.Tensor and n.args[1] == 1)
+        assert cut.args[2] == 0

@@ -6,12 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops_batches import check_steps, lengths_and_steps, sequences_of
+from ops_batches import lengths_and_steps
+from test_ops_mixers import TOLERANCE, check_steps, sequences_of
 
 from autodeploy.ops import OPS
 from autodeploy.ops.base import random
-
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @settings(max_examples=40)
