@@ -73,13 +73,8 @@ class GatedDeltaRule(Op):
         eps: float,
     ) -> torch.Tensor:
         heads, key_heads, width = v.shape[1], k.shape[1], k.shape[2]
-        gates = (v.shape[:2], (*v.shape[:2], width))
-        if (
-            q.shape != k.shape
-            or heads % key_heads
-            or beta.shape != v.shape[:2]
-            or (g is not None and g.shape not in gates)
-        ):
+        gate_fits = g is None or g.shape in (v.shape[:2], (*v.shape[:2], width))
+        if q.shape != k.shape or heads % key_heads or beta.shape != v.shape[:2] or not gate_fits:
             found = [None if t is None else tuple(t.shape) for t in (q, k, v, g, beta)]
             raise ValueError(
                 "[gated_delta_rule] expected q, k [T, Hk, Dk], v [T, Hv, Dv], g [T, Hv] or [T, Hv, Dk], beta [T, Hv], "
