@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -16,8 +17,10 @@ import torch
 import torch.fx.experimental._config
 from torch.export import ExportedProgram
 
+from .build import BuildOptions, build, model_files
 from .errors import CaptureError
 from .hook_state import HookState, capturing
+from .recurrences import watching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,7 +87,9 @@ def _export(model: PreTrainedModel, tokens: int) -> tuple[ExportedProgram, HookS
     # Size-oblivious: PyTorch's own code asks whether sizes are 0 or 1 to choose strides and the like (of T - 1 rows:
     # whether T is 2); the ops mean the same either way, and branches of the model's code are still noted.
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
-    with capturing() as hooks, torch.no_grad(), _quiet(), oblivious:
+    twin = functools.partial(build, model.config, BuildOptions(type(model)), torch.float32)
+    watch = functools.partial(watching, model, model_files(model), twin)
+    with capturing() as hooks, watch(hooks), torch.no_grad(), _quiet(), oblivious:
         program = torch.export.export(
             Prefill(model, hooks),
             (example,),

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from .recurrences.watch import MARK
+
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
@@ -18,12 +20,16 @@ def annotate(graph: Graph, model_files: Collection[str]) -> None:
     """Writes `meta["source"]`, "file.py:123 Class.forward", on every node that the model's code made.
 
     It is the innermost frame in one of the model's own files, so that a line of a model which calls a library's layer
-    or function stands for what that computes. Nodes without such a frame (made by the tracer) get that of their input.
+    or function stands for what that computes. A recurrence that was recognised by its numbers has the line of its loop
+    or function, and `meta["via"]`. Nodes without such a frame (made by the tracer) get that of their input.
     """
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        line = _source(node, model_files)
+        found = (node.meta.get("custom") or {}).get(MARK)
+        if found is not None:
+            node.meta["via"] = "numbers"
+        line = found or _source(node, model_files)
         if line is None:
             line = next((a.meta["source"] for a in node.all_input_nodes if a.meta.get("source")), None)
         node.meta["source"] = line or "the model's input"

@@ -26,7 +26,7 @@ class Explain(Transform):
     """Writes `metadata["explain"]`, a list with one record for each call that will be an instruction; changes no node.
 
     A record has `op`, `kind` ("canonical", "region", "generic" or "author"), `via` ("registry": a hook of the model's
-    library named it; "pattern": found in the graph; "author": the model's own operator; "generic"), `source` (the
+    library named it; "pattern": found in the graph; "numbers": the model's loop gave the same numbers; "author": the model's own operator; "generic"), `source` (the
     model's line) and, where it applies, `fused` (lines of what became one call), `states` and `why`.
     """
 
