@@ -26,8 +26,9 @@ class Explain(Transform):
     """Writes `metadata["explain"]`, a list with one record for each call that will be an instruction; changes no node.
 
     A record has `op`, `kind` ("canonical", "region", "generic" or "author"), `via` ("registry": a hook of the model's
-    library named it; "pattern": found in the graph; "numbers": the model's loop gave the same numbers; "author": the model's own operator; "generic"), `source` (the
-    model's line) and, where it applies, `fused` (lines of what became one call), `states` and `why`.
+    library named it; "pattern": found in the graph; "numbers": a loop of the model's code gave the same numbers;
+    "author": the model's own operator; "generic"), `source` (the model's line) and, where it applies, `fused` (lines of
+    what became one call), `states` and `why`.
     """
 
     name = "explain"
