@@ -11,6 +11,7 @@ from torch.fx import Node
 from autodeploy.ops import OPS, op_of
 
 from .model_ir import DTYPES, INPUTS, ModelIR
+from .over_keys import over_keys
 
 # Functional ATen operators as models use them, by name without namespace and overload; nothing here writes into its
 # operands. Grouped as they are lowered.
@@ -42,7 +43,10 @@ zeros_like
 """
 
 FUNCTIONAL_ATEN = frozenset(" ".join([_VIEWS, _POINTWISE, _REDUCTIONS, _PRODUCTS, _NORMS, _INDEXED, _MAKERS]).split())
-_SIZES = frozenset({operator.getitem, operator.mul, operator.add})
+_SIZES = frozenset({
+    operator.getitem, operator.mul, operator.add, operator.sub, operator.neg, operator.floordiv, operator.mod, torch.sym_min,
+    torch.sym_max,
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Dialect:
 
     def allows(self, node: Node) -> bool:
         target = node.target
-        if target in _SIZES:
+        if target in _SIZES or target is over_keys:
             return True
         if not isinstance(target, torch._ops.OpOverload):
             return False

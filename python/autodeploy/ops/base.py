@@ -302,14 +302,17 @@ class Memory:
         self._next = 0
 
     def next_states(self, op: Op, args: Sequence[Any]) -> list[StateStore]:
-        decls = op.state_decl(*args)
+        return self.states_of(op.name, op.state_decl(*args))
+
+    def states_of(self, op: str, decls: Sequence[StateDecl]) -> list[StateStore]:
+        """States of the next call, which is one of `op` and declares `decls`."""
         if not decls:
             return []
         if self._next == len(self._calls):
-            self._calls.append((op.name, [StateStore(d) for d in decls]))
+            self._calls.append((op, [StateStore(d) for d in decls]))
         name, states = self._calls[self._next]
-        if name != op.name:
-            raise ValueError(f"[state] expected call {self._next} to be {name} as in the step before, found {op.name}")
+        if name != op:
+            raise ValueError(f"[state] expected call {self._next} to be {name} as in the step before, found {op}")
         self._next += 1
         return states
 
@@ -321,6 +324,12 @@ class _Running:
 
 
 _RUNNING: contextvars.ContextVar[_Running | None] = contextvars.ContextVar("autodeploy_running", default=None)
+
+
+def active() -> tuple[Batch, Memory] | None:
+    """The batch and memory of the `running` in force, or None."""
+    context = _RUNNING.get()
+    return None if context is None else (context.batch, context.memory)
 
 
 @contextlib.contextmanager

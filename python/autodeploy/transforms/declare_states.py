@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..ir import ModelIR
+from ..ir.over_keys import body_of
 from ..ops import op_of
 from .base import Transform
 
@@ -25,19 +26,22 @@ class DeclareStates(Transform):
         shared: dict[str, str] = {}
         changed = False
         for node in ir.graph.nodes:
-            op = op_of(node.target)
-            if op is None or not op.mixes_tokens:
+            op, body = op_of(node.target), body_of(node)
+            if body is not None:
+                name, values, decls = "over_keys", list(node.args), body.key_decl()
+            elif op is not None and op.mixes_tokens:
+                name, values = op.name, list(op.bind(node.args, node.kwargs).values())
+                decls = op.state_decl(*(x.meta["val"] if hasattr(x, "meta") else x for x in values))
+            else:
                 continue
-            values = list(op.bind(node.args, node.kwargs).values())
-            decls = op.state_decl(*(x.meta["val"] if hasattr(x, "meta") else x for x in values))
-            index = counts.get(op.name, 0)
-            counts[op.name] = index + 1
-            names = [f"{op.name}.{index}" + (f".{i}" if len(decls) > 1 else "") for i in range(len(decls))]
+            index = counts.get(name, 0)
+            counts[name] = index + 1
+            names = [f"{name}.{index}" + (f".{i}" if len(decls) > 1 else "") for i in range(len(decls))]
             if node.meta.get("states") != names:
                 node.meta["states"] = names
                 ir.states.update(zip(names, decls, strict=True))
                 changed = True
-            if op.name == "attention" and names:
+            if name == "attention" and names:
                 first = cached.setdefault((values[1], values[2], str(decls)), names[0])
                 if first != names[0]:
                     shared[names[0]] = first

@@ -22,6 +22,7 @@ from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
 from .raise_linear import RaiseLinear
 from .raise_norms import RaiseNorms
+from .raise_over_keys import RaiseOverKeys
 from .raise_rope import RaiseRope
 from .raise_windows import RaiseWindows
 from .real_arithmetic import RealArithmetic
@@ -30,6 +31,7 @@ from .tie_weights import TieWeights
 from .token_axis import ProveTokenAxis
 from .token_major import TokenMajor
 from .token_positions import TokenPositions
+from .write_out_attention import WriteOutAttention
 
 
 def phases() -> list[Phase]:
@@ -43,6 +45,8 @@ def phases() -> list[Phase]:
             TokenPositions(),
             CleanUp(),
             RaiseAttention(),
+            WriteOutAttention(),
+            RaiseOverKeys(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),

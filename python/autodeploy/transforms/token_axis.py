@@ -23,6 +23,7 @@ import torch
 from torch.fx import Graph, Node
 
 from ..ir import ModelIR
+from ..ir.over_keys import body_of, over_keys
 from ..ops import OPS, op_of
 from . import axis_rules_values, axis_rules_views
 from . import nodes as n
@@ -81,6 +82,8 @@ def step(an: Analysis, node: Node) -> Any:
         try:
             if op_of(node.target) is not None:
                 result = _canonical(an, node, a)
+            elif node.target is over_keys:
+                result = _over_keys(an, node)
             elif name in RULES:
                 result = RULES[name](an, node, a)
             elif n.has_tokens(node) or any(n.has_tokens(x) for x in node.all_input_nodes):
@@ -114,6 +117,17 @@ def _fused(an: Analysis, node: Node) -> Any:
     values = value if isinstance(value, (tuple, list)) else (value,)
     axes = broadcast(an, list(n.tensor_inputs(node)), values[0])
     return tuple(axes for _ in values) if isinstance(value, (tuple, list)) else axes
+
+
+def _over_keys(an: Analysis, node: Node) -> Any:
+    """A body over one sequence's keys: operands and results have their tokens first."""
+    body = body_of(node)
+    assert body is not None
+    for x, role in zip(node.args, body.roles, strict=True):
+        axes = an.of(x)
+        if any(axes[1:]) or (role != "fixed") != bool(axes and axes[0] == TOKENS):
+            raise Refusal("its operands have their tokens in another place than the first dim")
+    return tuple((TOKENS, *(None,) * (v.dim() - 1)) for v in node.meta["val"])
 
 
 def token_axes(graph: Graph) -> dict[Node, Any]:
