@@ -44,8 +44,8 @@ zeros_like
 
 FUNCTIONAL_ATEN = frozenset(" ".join([_VIEWS, _POINTWISE, _REDUCTIONS, _PRODUCTS, _NORMS, _INDEXED, _MAKERS]).split())
 _SIZES = frozenset({
-    operator.getitem, operator.mul, operator.add, operator.sub, operator.neg, operator.floordiv, operator.mod, torch.sym_min,
-    torch.sym_max,
+    operator.getitem, operator.mul, operator.add, operator.sub, operator.neg, operator.floordiv, operator.mod,
+    torch.sym_min, torch.sym_max,
 })  # fmt: skip
 
 

@@ -77,7 +77,8 @@ class BodyIR(ModelIR):
         """The paged state that keeps the key operands."""
         keys = [n.meta["val"] for n, role in zip(self.operands(), self.roles, strict=True) if role == "key"]
         parts = tuple(
-            StateComponent(f"k{i}", tuple(int(s) for s in k.shape[1:]), DTYPES[k.dtype]) for i, k in enumerate(keys)
+            StateComponent(f"k{i}", tuple(int(s) for s in k.shape[1:]) or (1,), DTYPES[k.dtype])
+            for i, k in enumerate(keys)
         )
         return [StateDecl("paged", parts)] if parts else []
 

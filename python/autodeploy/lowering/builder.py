@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autodeploy.artifact.program import Attr, Instruction, Operand, Param, Program, Region, State, Value
+from autodeploy.artifact.program import Attr, Body, Instruction, Operand, Param, Program, Region, State, Value
 
-from .dims import Dim, numel
+from .dims import SYMBOLS, Dim, numel
 from .views import Shape, View
 
 
@@ -32,10 +32,13 @@ class ParamRef:
 class ProgramBuilder:
     """Collects params, values, regions, states and instructions in the order in which they are first used."""
 
+    symbols = SYMBOLS  # what the two symbols of dims are called
+
     def __init__(self) -> None:
         self.program = Program()
         self._params: dict[str, int] = {}
         self._regions: dict[Region, int] = {}
+        self._bodies: dict[str, int] = {}
         self._states: dict[str, int] = {}
         self._copies: dict[View, View] = {}
         self._names: set[str] = set()
@@ -49,18 +52,26 @@ class ProgramBuilder:
         Raises:
             ValueError: it would grow faster than the tokens or rows of a step.
         """
-        count = numel(tuple(shape))
-        if count.degree > 1:
-            raise ValueError(f"[value] expected T or R once in a shape, found {count} elements: tokens pair up")
+        self.check_shape(tuple(shape))
         unique, suffix = name, 1
         while unique in self._names:
             suffix += 1
             unique = f"{name}.{suffix}"
         self._names.add(unique)
         ref = ValueRef(len(self.program.values))
-        self.program.values.append(Value(unique, dtype, tuple(d.to_json() for d in shape)))
+        self.program.values.append(Value(unique, dtype, tuple(d.to_json(self.symbols) for d in shape)))
         self._shapes[ref] = tuple(shape)
         return View.whole(ref, dtype, shape)
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raises ValueError where a value would pair tokens."""
+        count = numel(shape)
+        if count.degree > 1:
+            raise ValueError(f"[value] expected T or R once in a shape, found {count} elements: tokens pair up")
+
+    def is_fixed(self, size: Dim) -> bool:
+        """Whether an instruction may work along a dimension of this size."""
+        return size.is_static
 
     def input(self, name: str, dtype: str, shape: Sequence[Dim]) -> View:
         """A value that the caller fills; no instruction may overwrite it."""
@@ -98,6 +109,14 @@ class ProgramBuilder:
             self._regions[region] = len(self.program.regions)
             self.program.regions.append(region)
         return self._regions[region]
+
+    def body(self, key: str, make: Callable[[], Body]) -> int:
+        """Index of the body known as `key`; it is made where it is new."""
+        if key not in self._bodies:
+            body = make()
+            self._bodies[key] = len(self.program.bodies)
+            self.program.bodies.append(body)
+        return self._bodies[key]
 
     # Instructions.
 
@@ -164,9 +183,9 @@ class ProgramBuilder:
         return Operand(
             base.value,
             base.param,
-            shape=tuple(d.to_json() for d in plain.shape),
-            strides=tuple(d.to_json() for d in plain.strides),
-            offset=plain.offset.to_json(),
+            shape=tuple(d.to_json(self.symbols) for d in plain.shape),
+            strides=tuple(d.to_json(self.symbols) for d in plain.strides),
+            offset=plain.offset.to_json(self.symbols),
         )
 
     def _value_name(self, view: View) -> str:

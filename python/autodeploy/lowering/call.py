@@ -199,7 +199,7 @@ class Call:
         """The axes `dims`, which must not be the tokens."""
         axes = [self._try(lambda d=d: view.axis(d)) for d in dims]
         for axis in axes:
-            if not view.shape[axis].is_static:
+            if not self.builder.is_fixed(view.shape[axis]):
                 raise self.error(f"expected to {what} within a token, found the dimension {view.shape[axis]}")
         return axes
 

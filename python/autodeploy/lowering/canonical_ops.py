@@ -41,7 +41,7 @@ def lower_canonical(call: Call, op: Op, states: dict[str, StateDecl]) -> View | 
         placed,
         results,
         attrs,
-        states=[call.builder.state(_state(name, states[name])) for name in call.node.meta.get("states", ())],
+        states=[call.builder.state(program_state(name, states[name])) for name in call.node.meta.get("states", ())],
         alias=[pair for pair in ALIASES.get(op.name, ()) if may_alias(call.builder, placed, results, *pair)],
         parts=parts,
     )
@@ -57,7 +57,8 @@ def _attribute(value: object) -> Attr:
     raise ValueError(f"[attribute] expected a number, a text or a list of integers, found {value!r}")
 
 
-def _state(name: str, decl: StateDecl) -> State:
+def program_state(name: str, decl: StateDecl) -> State:
+    """A declared state as the Program has it."""
     components = tuple(StateComponent(c.name, tuple(c.shape), c.dtype) for c in decl.components)
     return State(name, decl.kind, components, decl.window, decl.chunk)
 

@@ -64,14 +64,17 @@ class Dim:
         """The number it is in a step of `tokens` tokens and `rows` rows."""
         return int(self.factor * tokens**self.t * rows**self.r)
 
-    def to_json(self) -> int | str:
-        """The form written in program.json; ValueError where it is no multiple of at most one symbol."""
+    def to_json(self, symbols: tuple[str, str] = SYMBOLS) -> int | str:
+        """The form written in program.json; ValueError where it is no multiple of at most one symbol.
+
+        Within a body `symbols` are N and S, and one of each may be multiplied.
+        """
         if self.is_static:
             return self.factor
-        if self.degree > 1:
-            raise ValueError(f"[dim] expected an integer or a multiple of T or R, found {self}")
-        symbol = "T" if self.t else "R"
-        return symbol if self.factor == 1 else f"{self.factor}*{symbol}"
+        if self.degree > 1 and (symbols == SYMBOLS or max(self.t, self.r) > 1):
+            raise ValueError(f"[dim] expected an integer or a multiple of {' or '.join(symbols)}, found {self}")
+        factors = [] if self.factor == 1 else [str(self.factor)]
+        return "*".join(factors + [symbols[0]] * self.t + [symbols[1]] * self.r)
 
     def __str__(self) -> str:
         factors = [str(self.factor)] if self.factor != 1 or self.is_static else []

@@ -233,7 +233,7 @@ def _full(name: str | float) -> Handler:
 def _arange(call: Call) -> View:
     start, step = call["start"] or 0, 1 if call["step"] is None else call["step"]
     (size,) = call.shape()
-    if not size.is_static:
+    if not call.builder.is_fixed(size):
         raise call.error("expected positions from the step's input, found numbers counted over the tokens")
     if not isinstance(start, int) or not isinstance(step, int):
         raise call.error(f"expected whole numbers, found start {start} and step {step}")

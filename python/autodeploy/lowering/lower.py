@@ -10,9 +10,11 @@ from torch.fx import Node
 
 from autodeploy.artifact.program import Program
 from autodeploy.ir import INPUTS, ModelIR
+from autodeploy.ir.over_keys import over_keys
 from autodeploy.ir.region import fused_region
 from autodeploy.ops import op_of
 
+from .bodies import lower_over_keys
 from .builder import LoweringError, ProgramBuilder
 from .call import Call, Sizes
 from .canonical_ops import lower_canonical
@@ -89,6 +91,8 @@ def _lower_call(call: Call, model: ModelIR) -> View | list[View] | None:
         return call.env[call.node.args[0]][call.node.args[1]]
     if target is fused_region:
         return lower_region(call)
+    if target is over_keys:
+        return lower_over_keys(call, model.states, lambda inner: _lower_call(inner, model))
     op = op_of(target)
     if op is not None:
         return lower_canonical(call, op, model.states)

@@ -7,7 +7,6 @@ from typing import Any
 from torch.fx import Node
 
 from ..ir import ModelIR
-from ..ops import op_of
 from . import nodes as n
 from .base import Transform
 from .rewrite import erase_dead, replace
@@ -44,8 +43,7 @@ class CommonSubexpressions(Transform):
 
 
 def _is_pure(node: Node) -> bool:
-    op = op_of(node.target)
-    return not (op is not None and op.mixes_tokens) and "rand" not in n.op_name(node)
+    return not n.mixes_tokens(node) and "rand" not in n.op_name(node)
 
 
 def _ordered(node: Node) -> tuple[Any, ...]:

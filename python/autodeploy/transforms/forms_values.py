@@ -20,7 +20,8 @@ from .rewrite import Rewriter, replace
        "aten.empty_strided", "aten.scalar_tensor")
 def _full(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     value = a.get("fill_value", a.get("s", 1 if "ones" in n.op_name(node) else 0))
-    if n.number(value) is None or sum(n.is_symbolic(s) for s in n.shape_of(node)) > 1:
+    shape = n.shape_of(node)
+    if n.number(value) is None or sum(map(n.is_symbolic, shape)) > 1 or not n.is_regular(shape):
         return None
     return full(r, node, n.shape_of(node), value, n.dtype_of(node))
 
@@ -28,6 +29,8 @@ def _full(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
 @form("aten.scatter")
 def _scatter(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     if "value" not in a or n.number(a["value"]) is None or a.get("reduce"):
+        return None
+    if not n.is_regular(n.shape_of(a["index"])) or sum(map(n.is_symbolic, n.shape_of(a["index"]))) > 1:
         return None
     source = full(r, node, n.shape_of(a["index"]), a["value"], n.dtype_of(node))
     return r.call(aten.scatter.src, a["self"], a["dim"], a["index"], source, like=node, before=node)

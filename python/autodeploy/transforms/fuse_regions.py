@@ -9,6 +9,7 @@ from typing import Any
 from torch.fx import Node
 
 from ..ir import DTYPES, ModelIR
+from ..ir.over_keys import body_of
 from ..ir.region import fused_region, region_text
 from . import nodes as n
 from .base import Transform
@@ -31,19 +32,26 @@ class FuseRegions(Transform):
        those between `act` and f32 say where the model rounds.
     5. A conversion of a smaller value that a region broadcasts is done in the region; one that a view separates from
        the calls that read it moves behind the view.
+    6. The bodies of `over_keys` are fused likewise.
     """
 
     name = "fuse_regions"
 
     def run(self, ir: ModelIR) -> bool:
-        _sink_casts(ir)
-        groups = _Partition(list(ir.graph.nodes)).groups()
-        for members in reversed(groups):  # readers first: they may take over conversions of what they read
-            _emit(ir, members)
-        if groups:
-            sort_graph(ir.graph)
-            drop_unused(ir)
-        return bool(groups)
+        bodies = [body for node in ir.graph.nodes if (body := body_of(node)) is not None]
+        inside = [_fuse(body) for body in dict(zip(map(id, bodies), bodies, strict=True)).values()]
+        return _fuse(ir) or any(inside)
+
+
+def _fuse(ir: ModelIR) -> bool:
+    _sink_casts(ir)
+    groups = _Partition(list(ir.graph.nodes)).groups()
+    for members in reversed(groups):  # readers first: they may take over conversions of what they read
+        _emit(ir, members)
+    if groups:
+        sort_graph(ir.graph)
+        drop_unused(ir)
+    return bool(groups)
 
 
 def is_pointwise(node: Node) -> bool:

@@ -1,4 +1,4 @@
-"""Which dims of a value run over the queries of a sequence and which over its keys: what `raise_over_keys` reasons with.
+"""Which dims of a value run over the queries of a sequence and which over its keys, for `raise_over_keys`.
 
 A captured graph is one sequence, so both have the size T there. A value that pairs tokens has a dim for the queries
 (the tokens whose results are asked for) and one for the keys (all tokens that the sequence has so far); values made
@@ -23,6 +23,7 @@ from .pointwise import POINTWISE
 QUERY, KEY = "query", "key"
 _MANY = 10**9  # a number of tokens beyond every size that a configuration names
 _FINEST = 1 << 20  # keys in the largest block
+_WHOLE = 2**20 * 3**4 * 5**2 * 7 * 11 * 13  # tokens that are a whole number of blocks of any usual size
 
 
 class Run:
@@ -108,7 +109,7 @@ def extent(size: Any) -> Extent:
     share = Fraction(at[1] - at[0], _MANY).limit_denominator(_FINEST)
     if not share:
         return Extent(Fraction(0), at[0], _first(lambda t: int(expr.xreplace({symbol: t})) == at[0]))
-    whole = share.denominator * 97
+    whole = _WHOLE * share.denominator
     if int(expr.xreplace({symbol: whole})) != share * whole:
         raise Refusal(f"a size of {expr} for T tokens is no share of them")
     return Extent(share)
@@ -234,7 +235,7 @@ def understand(region: Region, node: Node, outside: Callable[[Node], Any]) -> An
 
 @_rule(*POINTWISE, "aten.type_as", "aten.nan_to_num")
 def _pointwise(s: Step) -> Any:
-    return s.broadcast([x for x in n.tensor_inputs(s.node)], n.rank(s.node))
+    return s.broadcast(list(n.tensor_inputs(s.node)), n.rank(s.node))
 
 
 @_rule("aten.clone", "aten.contiguous", "aten.alias", "aten.detach", "aten.zeros_like", "aten.ones_like",

@@ -80,7 +80,8 @@ class BodyBuilder:
     def _block(self) -> tuple[int, int]:
         """Keys in a block: the common multiple of what the region pools; and the keys that its sizes ask for."""
         everything = [d for m in self.members for dims in self._all_dims(m) for d in dims]
-        everything += [d for (_, reader), dims in self.walk.region.leaves.items() if reader in self.inside for d in dims]
+        leaves = self.walk.region.leaves.items()
+        everything += [d for (_, reader), dims in leaves if reader in self.inside for d in dims]
         block = math.lcm(1, *(d.share.denominator for d in everything if d.run is not None))
         return block, max((self.walk.region.enough.get(m, 0) for m in self.members), default=0)
 
@@ -244,7 +245,8 @@ class BodyBuilder:
         if name == "aten.slice" and dims[n.normal_dim(a["dim"], len(dims))].run is not None:
             return read(a["self"])
         if name in ("aten.constant_pad_nd", "aten.pad"):
-            padded = [len(dims) - 1 - i for i in range(len(a["pad"]) // 2) if any(w != 0 for w in a["pad"][2 * i: 2 * i + 2])]
+            widths = a["pad"]
+            padded = [len(dims) - 1 - i // 2 for i in range(len(widths)) if widths[i] != 0]
             if all(dims[d].run is not None for d in padded):
                 return read(a["self"])
             return None

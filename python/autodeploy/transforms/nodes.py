@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ..ir.over_keys import over_keys
+from ..ops import op_of
+
 aten = torch.ops.aten
 canonical = torch.ops.autodeploy
 
@@ -106,6 +109,20 @@ def _coefficient(expr: Any) -> int:
     if not k or not k.is_Integer or k < 1 or expr != k * symbols[0]:
         raise ValueError(f"size {expr} is no multiple of the number of tokens")
     return int(k)
+
+
+def is_regular(shape: Any) -> bool:
+    """Whether every size is a number or a multiple of the number of tokens."""
+    try:
+        return all(tokens_in(s) >= 0 for s in shape)
+    except ValueError:
+        return False
+
+
+def mixes_tokens(node: Node) -> bool:
+    """Whether a call is a token mixer: the only calls that know where a sequence begins."""
+    op = op_of(node.target)
+    return node.target is over_keys or (op is not None and op.mixes_tokens)
 
 
 def is_symbolic(size: Any) -> bool:

@@ -118,7 +118,7 @@ class _Walk:
         return [d.count for i, d in enumerate(dims) if i != at]
 
     def settle(self) -> None:
-        """Whatever nothing tells: filled tensors and positions run over what stands beside them; the rest is refused."""
+        """Dims of which nothing told what they run over run over keys."""
         for node, dims in self.region.dims.items():
             for value in dims if isinstance(node.meta["val"], (tuple, list)) else (dims,):
                 for dim in value:
@@ -151,9 +151,8 @@ class _Walk:
     def _is_source(self, node: Node) -> bool:
         """Whether a value in a region depends on nothing but masks, positions, sizes and numbers."""
         if node not in self._sources:
-            inputs = [x for x in n.tensor_inputs(node)]
             plain = all(self._is_plain(x) or (x in self.region.dims and x not in self.exits and self._is_source(x))
-                        for x in inputs)
+                        for x in n.tensor_inputs(node))
             self._sources[node] = node not in self.exits and plain
         return self._sources[node]
 

@@ -9,7 +9,6 @@ import torch
 from torch.fx import Node
 
 from ..ir import ModelIR
-from ..ops import op_of
 from . import nodes as n
 from .axes import TOKENS
 from .base import Transform
@@ -66,8 +65,7 @@ def _tail(ir: ModelIR) -> tuple[set[Node], set[Node]]:
     nodes = list(ir.graph.nodes)
     needed: set[Node] = set()  # by a mixer
     for node in reversed(nodes):
-        op = op_of(node.target)
-        if node in needed or (op is not None and op.mixes_tokens):
+        if node in needed or n.mixes_tokens(node):
             needed.update((node, *node.all_input_nodes))
     tail: set[Node] = set()
     frontier: set[Node] = set()

@@ -156,7 +156,7 @@ class ProveTokenAxis(Transform):
         for name, node in zip(ir.outputs, ir.output_nodes(), strict=True):
             if not axes[node] or axes[node][0] != TOKENS:
                 raise TransformError(f"[token axis] expected the output {name} as [T, ...], found {n.shape_of(node)}")
-        mixers = sum(1 for x in ir.graph.nodes if (op := op_of(x.target)) is not None and op.mixes_tokens)
+        mixers = sum(map(n.mixes_tokens, ir.graph.nodes))
         ir.metadata["token_axis"] = {"nodes": len(axes), "mixers": mixers}
         return False
 

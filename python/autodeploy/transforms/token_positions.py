@@ -25,7 +25,7 @@ class TokenPositions(Transform):
         rewriter = Rewriter(ir)
         changed = False
         for node in n.calls(ir.graph, "aten.arange"):
-            if not _counts_tokens(node):
+            if not _counts_tokens(node, ir.input("token_ids")):
                 continue
             positions = ir.input("positions")
             if n.dtype_of(node) != n.dtype_of(positions):
@@ -35,9 +35,9 @@ class TokenPositions(Transform):
         return bool(erase_dead(ir.graph)) or changed
 
 
-def _counts_tokens(node: Node) -> bool:
+def _counts_tokens(node: Node, token_ids: Node) -> bool:
     a = n.bound(node)
     shape = n.shape_of(node)
-    if not n.is_symbolic(shape[0]) or n.tokens_in(shape[0]) != 1:
+    if not n.is_symbolic(shape[0]) or not n.same_size(shape[0], n.shape_of(token_ids)[0]):
         return False
     return a.get("start", 0) in (0, None) and a.get("step", 1) in (1, None)

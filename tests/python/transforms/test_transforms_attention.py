@@ -108,10 +108,16 @@ def test_windows_and_shared_heads_in_steps(style, kv_heads, window):
     assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("style", ["bias", "unmasked"])
-def test_what_no_attention_op_expresses(style):
-    with pytest.raises(TransformError, match=r"pairs tokens|two dims|no canonical op expresses"):
-        run_pipeline(capture(Written(style), longest=64))
+def test_what_no_mask_hides_is_refused():
+    with pytest.raises(TransformError, match="later tokens"):
+        run_pipeline(capture(Written("unmasked"), longest=64))
+
+
+def test_what_no_attention_op_says_is_over_keys():
+    ir = capture(Written("bias"), longest=64)
+    run_pipeline(ir)
+    assert count(ir, "autodeploy.attention") == 0
+    assert list(ir.states) == ["over_keys.0"]
 
 
 class _Counts(nn.Module):

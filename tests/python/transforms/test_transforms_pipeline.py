@@ -133,9 +133,9 @@ def test_failure_lists_the_steps_before_it(tmp_path):
     message = str(caught.value)
     assert message.startswith("[token axis] mean.dim at test_transforms_pipeline.py:")
     names = [t.name for t in every_transform()]
-    before = names[: names.index("token_major")]
-    assert message.endswith(f"(in the transform token_major; steps before it: {', '.join(before)})")
-    assert (tmp_path / f"{len(before) + 1:02d}-token_major.failed.txt").exists()
+    before = names[: names.index("raise_over_keys")]
+    assert message.endswith(f"(in the transform raise_over_keys; steps before it: {', '.join(before)})")
+    assert (tmp_path / f"{len(before) + 1:02d}-raise_over_keys.failed.txt").exists()
 
 
 class _Breaks(Transform):
