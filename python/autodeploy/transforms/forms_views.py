@@ -181,6 +181,19 @@ def _split(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     return None
 
 
+@form("aten.flip")
+def _flip(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    x = a["self"]
+    dims = [n.normal_dim(d, n.rank(x)) for d in n.as_list(a["dims"])]
+    if any(n.is_symbolic(n.shape_of(x)[d]) for d in dims):
+        return None  # refused by the token axis proof
+    for dim in dims:
+        last = int(n.shape_of(x)[dim]) - 1
+        order = r.call(aten.arange.start_step, last, -1, -1, like=node, before=node)
+        x = r.call(aten.index_select.default, x, dim, order, like=node, before=node)
+    return x
+
+
 # --- 4 joining
 
 @form("aten.cat", "aten.concat", "aten.concatenate")

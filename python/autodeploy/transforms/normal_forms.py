@@ -24,7 +24,7 @@ class NormalForms(Transform):
     5. Writing into slices of a tensor (slice_scatter, select_scatter) is a `cat` of what is left and what was written;
        writing all of it is what was written.
     6. Indexing with one list of numbers in one dim is a slice or an `index_select`; a gather of whole rows by one index
-       per token is an `index_select`.
+       per token is an `index_select`, and so is a flip.
     7. zeros, ones, full and their like are `full`; scatter of a number is scatter of a full tensor.
     8. softmax with a dtype converts first; max and min of two tensors are maximum and minimum; max and min over a dim
        are amax and argmax; var, std, norm and logsumexp are written out; argsort is the second result of a sort.
@@ -43,7 +43,10 @@ class NormalForms(Transform):
             if node.target._schema.is_mutable:
                 raise refuse(self.name, node, "it writes into its operand", "use the form that returns a new tensor")
             rule = FORMS.get(n.op_name(node))
-            new = rule(rewriter, node, n.bound(node)) if rule is not None and node.users else None
+            try:
+                new = rule(rewriter, node, n.bound(node)) if rule is not None and node.users else None
+            except ValueError as error:
+                raise refuse(self.name, node, str(error), "write it over the tokens of a sequence") from error
             if new is not None:
                 replace(node, new)
                 changed = True

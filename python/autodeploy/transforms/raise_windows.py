@@ -10,6 +10,7 @@ from torch.fx import Node
 from ..ir import ModelIR
 from . import nodes as n
 from .base import Transform
+from .line_places import place_of
 from .line_rules import pointwise
 from .nodes import aten, canonical
 from .pointwise import POINTWISE
@@ -26,7 +27,10 @@ class RaiseWindows(Transform):
     2. conv1d of stride 1 that reaches back alone, one group per channel, zeros before the tokens: `causal_conv1d`. A
        silu that alone reads the result is its activation.
     3. Any other conv1d that reaches back alone: a `window` over its taps, and a product with each group's weight.
-    4. unfold over tokens: a `window`, oldest first.
+    4. unfold over tokens: a `window`, oldest first; newest first where it is flipped.
+
+    5. Places that are counted to look back as far as some mark and no further (arange, cummax of marked places, gather
+       and comparisons): what they decide is a `window` of flags, or a delay (`line_places`).
 
     What reaches forward, or has more or fewer entries than there are tokens in the end, stays as it is: the proof of
     the token axis refuses it.
@@ -48,7 +52,15 @@ class RaiseWindows(Transform):
                 lines.fixed.add(node)
                 continue
             lines.at = node
-            line = _line(lines, node)
+            if n.is_op(node, "aten.flip") and (new := _newest_first(lines, node)) is not None:
+                replace(node, new)
+                changed = True
+                continue
+            found = place_of(lines, node)
+            if found is not None and not isinstance(found, Line):
+                lines.places[node] = found
+                continue
+            line = found or _line(lines, node)
             if line is None:
                 continue
             lines.lines[node] = line
@@ -92,12 +104,27 @@ def _unfold(lines: Lines, node: Node, a: dict[str, Any]) -> Line | None:
     dim = n.normal_dim(a["dimension"], n.rank(a["self"]))
     if line is None or dim != line.dim or a["step"] != 1 or line.fill is None or line.before < width - 1:
         return None
-    out, order, rest = window(lines, line, list(range(width - 1, -1, -1)))
-    out = lines.call(aten.reshape.default, out, [-1, width, *rest])
-    place = {d: 0 if d == line.dim else 1 + order.index(d) for d in range(len(order))}
-    rows = lines.call(aten.permute.default, out, [*(place[d] for d in range(len(order))), 1])
     fill = line.fill if not isinstance(line.fill, Node) else lines.call(aten.unsqueeze.default, line.fill, -1)
+    rows = _unfolded(lines, line, list(range(width - 1, -1, -1)))
+    lines.unfolded[rows] = (line, width)
     return Line(rows, line.dim, line.before - (width - 1), line.extra - (width - 1), fill)
+
+
+def _unfolded(lines: Lines, line: Line, back: list[int]) -> Node:
+    """A window with its distances last, the line's dims before them as they are."""
+    out, order, rest = window(lines, line, back)
+    out = lines.call(aten.reshape.default, out, [-1, len(back), *rest])
+    place = {d: 0 if d == line.dim else 1 + order.index(d) for d in range(len(order))}
+    return lines.call(aten.permute.default, out, [*(place[d] for d in range(len(order))), 1])
+
+
+def _newest_first(lines: Lines, node: Node) -> Node | None:
+    """Rule 4: the window in the place of a flip of one, distances ascending."""
+    a = n.bound(node)
+    if a["self"] not in lines.unfolded or [n.normal_dim(d, n.rank(node)) for d in a["dims"]] != [n.rank(node) - 1]:
+        return None
+    line, width = lines.unfolded[a["self"]]
+    return _unfolded(lines, line, list(range(width)))
 
 
 # --- convolutions

@@ -52,6 +52,8 @@ class Lines:
         self.symbol = ir.T.node.expr
         self.lines: dict[Node, Line] = {}
         self.fixed: set[Node] = set()  # values that no token has a part in
+        self.unfolded: dict[Node, tuple[Line, int]] = {}  # windows of a line over so many tokens, oldest first
+        self.places: dict[Node, Any] = {}  # what is counted along lines (`line_places`)
         self.at: Node | None = None  # where calls are made
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:

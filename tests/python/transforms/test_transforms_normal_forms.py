@@ -45,6 +45,7 @@ SPELLINGS = {
     "argsort": (lambda x, pos, p: x.gather(-1, x.argsort(-1, descending=True)), {"aten.argsort"}),
     "list of one": (lambda x, pos, p: x[..., [-2]], {"aten.index"}),
     "list": (lambda x, pos, p: x[..., [5, 0, -1]], {"aten.index"}),
+    "flip": (lambda x, pos, p: x.view(1, -1, 2, 4).flip(-1, 2).flatten(2), {"aten.flip"}),
     "empty parts": (lambda x, pos, p: torch.cat([x[..., 8:], x, x[..., :0]], -1), {"aten.cat"}),
     "repeat of ones": (lambda x, pos, p: x.sum(-1, keepdim=True).repeat(1, 1, 8), {"aten.repeat", "aten.reshape"}),
     "expanded over tokens": (lambda x, pos, p: x + torch.ones(8, dtype=x.dtype).expand_as(x), {"aten.expand_as"}),

@@ -84,12 +84,46 @@ def _before_pointwise(x, pos, p):
     return (y - shifted)[:, -x.shape[1] :]
 
 
+def _ids(x):
+    """Small integers of the tokens, some of them 0."""
+    return (x[..., 0] * 40.0).to(torch.int64).abs() % 4
+
+
+def _shifted_in_segments(ids, shift):
+    """Ids `shift` places back, or 0 where a 0 stands in between."""
+    places = torch.arange(ids.shape[1])
+    last = torch.cummax(torch.where(ids == 0, places, -1), dim=1).values
+    start = torch.cat([last.new_full((1, 1), -1), last[:, :-1]], dim=1) + 1
+    source = places - shift
+    found = ids.gather(1, source.clamp_min(0).unsqueeze(0).expand(1, -1))
+    valid = (places.unsqueeze(0) - start >= shift) & (source.unsqueeze(0) >= 0)
+    return torch.where(valid, found, ids.new_full((), 0))
+
+
+def _segments_behind_padding(x, pos, p):
+    ids = _ids(x)
+    line = torch.cat([ids.new_full((1, 3), 0), ids], dim=-1)
+    mixed = line * 2305843009213693951
+    for shift in (1, 2, 3):
+        mixed = torch.bitwise_xor(mixed, _shifted_in_segments(line, shift) * (2**61 + 12345 * shift))
+    hashed = torch.remainder(mixed.unsqueeze(-1), p["b"].new_tensor([7, 11, 13], dtype=torch.int64).view(1, 1, -1))
+    return hashed[:, -ids.shape[1] :].to(x.dtype)
+
+
+def _segments(x, pos, p):
+    ids = _ids(x)
+    places = torch.arange(ids.shape[1])
+    last = torch.cummax(torch.where(ids == 0, places, -1), dim=1).values
+    since = places.unsqueeze(0) - last
+    return torch.stack([(since > 2), (since < 1), (since >= 4) & (places >= 5)], -1).to(x.dtype)
+
+
 WEIGHTS = {"w": (8, 1, 4), "b": (8,), "dense": (8, 8, 4), "grouped": (8, 2, 3), "square": (8, 8), "mix": (4, 8)}
 RAISED = {
     "causal_conv1d": [_padded_by_the_call, _padded_before, _dilated],
     "window": [
         _dense, _grouped_after_depthwise, _padded_with_ones, _zero_pad, _cat_and_cut, _written, _rolled, _two_back,
-        _dynamic, _before_pointwise,
+        _dynamic, _before_pointwise, _segments_behind_padding, _segments,
     ],
     "linear": [_one_tap],
 }  # fmt: skip
@@ -138,7 +172,21 @@ def test_spread_weights_are_made_while_loading():
     assert ir.states["causal_conv1d.0"].components[0].shape == (9, 8)
 
 
+def _far_marks(x, pos, p):
+    """The distance itself, which grows without bound."""
+    places = torch.arange(x.shape[1])
+    last = torch.cummax(torch.where(x[..., 0] > 0, places, -1), dim=1).values
+    return (places.unsqueeze(0) - last).unsqueeze(-1).to(x.dtype)
+
+
 OTHERS = {
+    "how far back a mark is": _far_marks,
+    "gathers ahead": lambda x, pos, p: x.gather(
+        1, (torch.arange(x.shape[1] + 1)[1:] % 5)[None, :, None].expand(1, -1, 8)
+    ),
+    "the first token again": lambda x, pos, p: x.gather(
+        1, (torch.arange(x.shape[1]) - 1).clamp_min(0)[None, :, None].expand(1, -1, 8)
+    ),
     "sees the next token": lambda x, pos, p: F.conv1d(F.pad(x.mT, (2, 1)), p["w"], groups=8).mT,
     "centred": lambda x, pos, p: F.conv1d(x.mT, p["w"][..., :3], groups=8, padding=1).mT,
     "pads behind": lambda x, pos, p: F.pad(x, (0, 0, -1, 1)),
