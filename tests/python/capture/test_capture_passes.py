@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import sympy
 import torch
@@ -12,8 +14,9 @@ from torch.fx import GraphModule
 from autodeploy.capture import hooks
 from autodeploy.capture.attention_hook import attention_forward
 from autodeploy.capture.errors import CaptureError
+from autodeploy.capture.export import export_prefill
 from autodeploy.capture.functionalize import functionalize
-from autodeploy.capture.guards import counterexample
+from autodeploy.capture.guards import counterexample, discharge
 from autodeploy.capture.hook_state import capturing
 from autodeploy.capture.kernel_hooks import KERNELS
 from autodeploy.capture.mask_hook import boolean_mask
@@ -158,6 +161,29 @@ T = sympy.Symbol("s0", integer=True, positive=True)
 )
 def test_guards_are_proved_or_have_a_counterexample(expr, expected):
     assert counterexample(expr) == expected
+
+
+class Shifts(torch.nn.Module):
+    """A sequence one token late, in Python that may branch on how many tokens there are."""
+
+    def __init__(self, branch: int):
+        super().__init__()
+        self.branch, self.config = branch, None
+
+    def forward(self, input_ids, **kwargs):
+        x = input_ids[..., None].float()
+        y = torch.cat([x.new_zeros(1, 1, 1), x[:, :-1].contiguous()], dim=1)
+        if x.shape[1] == self.branch:
+            y = y + 1
+        return types.SimpleNamespace(logits=y)
+
+
+def test_only_branches_of_the_model_are_guards():
+    program, _ = export_prefill(Shifts(0))
+    discharge(program.graph_module.graph)
+    program, _ = export_prefill(Shifts(2))
+    with pytest.raises(CaptureError, match="fails for T = 2"):
+        discharge(program.graph_module.graph)
 
 
 # --- masks
