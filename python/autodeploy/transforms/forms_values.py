@@ -136,3 +136,12 @@ def _matmul(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
     if n.rank(x) < 2 or n.rank(y) < 2 or not n.same_size(n.shape_of(x)[-1], 1):
         return None
     return r.call(aten.mul.Tensor, x, y, like=node, before=node)  # [.., M, 1] x [.., 1, N]
+
+
+@form("aten.baddbmm")
+def _baddbmm(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
+    bias = a["self"]
+    if n.has_tokens(bias) or a["beta"] != 1 or a["alpha"] != 1:
+        return None
+    product = r.call(aten.matmul.default, a["batch1"], a["batch2"], like=node, before=node)
+    return r.call(aten.add.Tensor, product, bias, like=node, before=node)

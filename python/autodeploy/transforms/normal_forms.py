@@ -28,7 +28,8 @@ class NormalForms(Transform):
     7. zeros, ones, full and their like are `full`; scatter of a number is scatter of a full tensor.
     8. softmax with a dtype converts first; max and min of two tensors are maximum and minimum; max and min over a dim
        are amax and argmax; var, std, norm and logsumexp are written out; argsort is the second result of a sort.
-    9. A product whose inner dim is 1 (frequencies times positions) is a broadcast `mul`.
+    9. A product whose inner dim is 1 (frequencies times positions) is a broadcast `mul`; baddbmm of a bias without
+       tokens is a matmul and an add.
     10. A call that writes into its operand is refused: capture makes none.
     """
 
