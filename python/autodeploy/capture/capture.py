@@ -20,7 +20,7 @@ from .constants import ROOT, wide_constants
 from .errors import CaptureError
 from .export import export_prefill
 from .fold_masks import fold_masks
-from .functionalize import functionalize
+from .functionalize import functionalize, stored_placeholders
 from .guards import discharge
 from .sizes import fold_sizes
 from .source_lines import annotate
@@ -65,7 +65,7 @@ def capture(
     graph = program.graph_module.graph
     annotate(graph, files)
     discharge(graph)
-    graph = functionalize(graph)
+    graph = functionalize(graph, stored_placeholders(program))
     ir = _as_ir(program, graph, constants)
     ir.parameter_names, ir.tied = shapes, tied
     tidy(ir.graph)

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from .build import BuildOptions, build, model_files
 from .errors import CaptureError
+from .functionalize import parameter_writes
 from .hook_state import HookState, capturing
 from .recurrences import watching
 
@@ -37,13 +38,14 @@ class Prefill(torch.nn.Module):
     """step i64 [2, T] -> logits [T, V]: the forward that is captured, of one sequence from its start.
 
     Row 0 of `step` holds token ids, row 1 positions: one tensor, so that T is one symbol whatever is asked about it.
-    The batch dim that models expect exists only inside.
+    The batch dim that models expect exists only inside. The model is called `calls` times.
     """
 
-    def __init__(self, model: PreTrainedModel, hooks: HookState):
+    def __init__(self, model: PreTrainedModel, hooks: HookState, calls: int = 1):
         super().__init__()
         self.model = model
         self.hooks = hooks
+        self.calls = calls
         parameters = inspect.signature(type(model).forward).parameters
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.names = frozenset(parameters)
@@ -56,19 +58,28 @@ class Prefill(torch.nn.Module):
             arguments["position_ids"] = positions[None]
         if "use_cache" in self.names:
             arguments["use_cache"] = False
-        return self.model(input_ids=token_ids[None], **arguments).logits.squeeze(0)
+        for _ in range(self.calls):
+            logits = self.model(input_ids=token_ids[None], **arguments).logits.squeeze(0)
+        return logits
 
 
 def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
     """The exported program with a symbolic number of tokens, and what the hooks noted.
 
+    What the model's code keeps in its modules while it runs is forgotten afterwards.
+
     Raises:
-        CaptureError: the model's Python code cannot be followed for a symbolic T.
+        CaptureError: the model's Python code cannot be followed for a symbolic T, or changes parameters at every call.
     """
     failures: list[Exception] = []
     for tokens in EXAMPLE_TOKENS:
         try:
-            return _export(model, tokens)
+            with _attributes_restored(model):
+                program, notes = _export(model, tokens)
+                writes = parameter_writes(program)
+                if writes:
+                    _check_settles(model, tokens, len(writes))
+            return program, notes
         except CaptureError:
             raise
         except Exception as e:
@@ -81,7 +92,7 @@ def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
     raise CaptureError(f"[capture] {_explain(failures[-1])}") from failures[-1]
 
 
-def _export(model: PreTrainedModel, tokens: int) -> tuple[ExportedProgram, HookState]:
+def _export(model: PreTrainedModel, tokens: int, calls: int = 1) -> tuple[ExportedProgram, HookState]:
     example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
     length = torch.export.Dim("T", min=2)
     # Size-oblivious: PyTorch's own code asks whether sizes are 0 or 1 to choose strides and the like (of T - 1 rows:
@@ -91,13 +102,37 @@ def _export(model: PreTrainedModel, tokens: int) -> tuple[ExportedProgram, HookS
     watch = functools.partial(watching, model, model_files(model), twin)
     with capturing() as hooks, watch(hooks), torch.no_grad(), _quiet(), oblivious:
         program = torch.export.export(
-            Prefill(model, hooks),
+            Prefill(model, hooks, calls),
             (example,),
             dynamic_shapes={"step": {1: length}},
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     return program, hooks
+
+
+@contextlib.contextmanager
+def _attributes_restored(model: torch.nn.Module) -> Iterator[None]:
+    """Modules have the attributes that they had, so that one export does not change the next."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _check_settles(model: PreTrainedModel, tokens: int, writes: int) -> None:
+    """Called twice, a model that changes parameters must change them as often as called once."""
+    again, _ = _export(model, tokens, calls=2)
+    found = parameter_writes(again)
+    if len(found) != writes:
+        where = found[-1].meta.get("stack_trace", "").strip().splitlines()[-2:]
+        raise CaptureError(
+            "[capture] expected a forward pass that leaves parameters as they are, or changes them at its first call "
+            f"alone, found one that writes {found[-1].args[0]} at every call: {' '.join(x.strip() for x in where)}"
+        )
 
 
 def _first_capture_error(error: BaseException) -> CaptureError | None:

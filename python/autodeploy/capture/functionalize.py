@@ -6,6 +6,8 @@ import operator
 from typing import Any, NoReturn
 
 import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
@@ -14,16 +16,35 @@ from .errors import CaptureError
 aten = torch.ops.aten
 
 
-def functionalize(graph: Graph) -> Graph:
+def parameter_writes(program: ExportedProgram) -> list[Node]:
+    """Calls of an exported graph that write into a parameter, or a buffer that checkpoints hold, whatever the view."""
+    stored = stored_placeholders(program)
+    memory = {s for node in program.graph.nodes if node.name in stored for s in _storages(node)}
+    writes = (node for node in program.graph.nodes if _writes(node) and isinstance(node.args[0], Node))
+    return [node for node in writes if _storages(node.args[0]) & memory]
+
+
+def stored_placeholders(program: ExportedProgram) -> frozenset[str]:
+    """Names of the placeholders that a checkpoint fills."""
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    specs = program.graph_signature.input_specs
+    return frozenset(s.arg.name for s in specs if s.kind in kinds and s.persistent is not False)
+
+
+def functionalize(graph: Graph, stored: frozenset[str] = frozenset()) -> Graph:
     """The graph with calls that write into an operand (`x.mul_(y)`, `x[..., :n] = y`) replaced by calls that do not.
 
     A write through a view is carried back into the tensor that it looks at (slice_scatter, ...), and other views of it
     that are read later are taken again. Which values share memory is told by the storage of their fake tensors.
 
+    A placeholder in `stored` may be written with what does not depend on the model's input: from there on the graph
+    computes with the new value, and makes it again at every run from what the checkpoint holds. That is right for a
+    model that changes its parameters once, before its first use of them (export_prefill checks that it does not again).
+
     Raises:
         CaptureError: the model writes into a parameter or an input, or through a kind of view that has no way back.
     """
-    return _Functionalizer().run(graph) if any(_writes(node) for node in graph.nodes) else graph
+    return _Functionalizer(stored).run(graph) if any(_writes(node) for node in graph.nodes) else graph
 
 
 def _writes(node: Node) -> bool:
@@ -44,7 +65,8 @@ class _Functionalizer:
     root, was written; `seen` the root's version when `now` was made: an older one has to be taken again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stored: frozenset[str]) -> None:
+        self.stored = stored
         self.graph = Graph()
         self.now: dict[Node, Node] = {}
         self.parent: dict[Node, Node] = {}
@@ -91,13 +113,25 @@ class _Functionalizer:
         target = node.args[0]
         assert isinstance(target, Node)
         root = self.root(target)
-        if root.op == "placeholder":
+        if root.op == "placeholder" and (root.name not in self.stored or self.reads_input(node)):
             _refuse(node, "into a parameter or an input")
         args, kwargs = map_arg((node.args, node.kwargs), self.read)
         value = self.call(_functional(node), args, kwargs, node, target.meta["val"])
         self.version[root] = self.version.get(root, 0) + 1
         self.parent[node] = target
         self.store(node, value, node)
+
+    def reads_input(self, node: Node) -> bool:
+        """Whether a value depends on a placeholder that no checkpoint fills."""
+        seen, left = {node}, [node]
+        while left:
+            for x in left.pop().all_input_nodes:
+                if x.op == "placeholder" and x.name not in self.stored:
+                    return True
+                if x not in seen:
+                    seen.add(x)
+                    left.append(x)
+        return False
 
     def store(self, view: Node, value: Node, write: Node) -> None:
         """`view` has `value` now, and so has the part of every tensor behind it."""
