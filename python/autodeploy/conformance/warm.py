@@ -31,7 +31,9 @@ def warm_up() -> None:
     from autodeploy.transforms import run_pipeline
 
     from . import checks, run_case  # noqa: F401
+    from .case import source_hash
 
+    source_hash()  # of the sources as they are now: those are what the cases run
     load_native()
     first = next(iter(load_rules()["variants"])).split("+")[0]
     ir = capture(tiny_config(first))

@@ -149,6 +149,8 @@ class _Rules:
         pick = _representative_layers(lists, count)
         if periods and not lists:
             pick = list(range(4))
+        more = self.fields.get("extra_layers", 0)  # a size of our own, for generated cases
+        pick = sorted([*pick, *[i for i in range(count) if i not in pick][:more]])
         for name in {key, *(k for k in counts if k in known and old.get(k) == count)}:
             if name in known:
                 new[name] = len(pick)
