@@ -99,8 +99,9 @@ def _instantiate(
     config.use_cache = False
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
     with init_empty_weights(include_buffers=False), _LargeOnMeta():
-        if options.model_class is not None:
-            model = options.model_class._from_config(config, **arguments)
+        model_class = options.model_class or named_class(config)
+        if model_class is not None:
+            model = model_class._from_config(config, **arguments)
         else:
             if options.code_revision is not None:
                 arguments["code_revision"] = options.code_revision
@@ -113,6 +114,21 @@ def _instantiate(
     model.tie_weights()
     _use_experts_hook(model)
     return model
+
+
+def named_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class of the library that a checkpoint names for a configuration which the auto class does not know.
+
+    None where the auto class knows it, where nothing is named, or what is named makes no text.
+    """
+    import transformers
+
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping or getattr(config, "auto_map", None):
+        return None
+    named = (getattr(config, "architectures", None) or [""])[0]
+    found = getattr(transformers, named, None) if named.isidentifier() else None
+    fits = isinstance(found, type) and getattr(found, "config_class", None) is type(config)
+    return found if fits and found.can_generate() else None
 
 
 def _refusal(config: PretrainedConfig, options: BuildOptions, error: ValueError) -> ValueError:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What a configuration holds a part for that is no text.
-_OTHER = ("vision", "image", "audio", "speech", "vq", "video")
-
-
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the text model within `config`, or `config` itself.
+    """The configuration of the text model within `config` (a copy), or `config` itself.
 
     A configuration with another one for its text, which a causal language model of the library is made for, stands for
     that model: the text is all that is compiled. Where the library has no class for the text alone, the whole is built,
     as the library does for text; towers that no text reaches are then left out with the graph.
+
+    Whether the head is tied to the embedding is for the wrapper to say, whose head it is, unless the library itself
+    takes the text's class for the wrapper's configuration.
     """
     from transformers import AutoModelForCausalLM
 
+    known = AutoModelForCausalLM._model_mapping
     try:
         text = config.get_text_config(decoder=True)
     except ValueError:  # several: not ours to choose
         return config
-    if text is config or type(text) not in AutoModelForCausalLM._model_mapping:
+    if text is config or type(text) not in known:
         return config
+    text = copy.deepcopy(text)
+    swapped = type(config) in known and getattr(known[type(config)], "config_class", None) is type(text)
+    tied = getattr(config, "tie_word_embeddings", None)
+    if not swapped and tied is not None:
+        text.tie_word_embeddings = tied
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and getattr(text, "quantization_config", None) is None:
         text.quantization_config = quantization
     return text
-
-
-def other_parts(config: PretrainedConfig) -> list[str]:
-    """Parts of a configuration that are for pictures or sounds, by their names."""
-    subs = getattr(config, "sub_configs", None) or {}
-    return sorted(name for name in subs if any(kind in name for kind in _OTHER) and getattr(config, name, None))

@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from autodeploy.testing.tolerances import TIE_TOLERANCE
+from autodeploy.verify.stable_topk import StableTopk
 
 _TOPK = {torch.topk, torch.Tensor.topk}
 _BEST = {torch.argmax, torch.Tensor.argmax, torch.max, torch.Tensor.max}
@@ -42,9 +43,10 @@ class _Selections(TorchFunctionMode):
             return
         rows = scores.detach().float().movedim(dim, -1)
         best = rows.topk(k + 1).values
-        largest = rows.masked_fill(rows.isinf(), 0).abs().amax(-1)
+        largest = rows.masked_fill(rows < torch.finfo(scores.dtype).min / 2, 0).abs().amax(-1)
         gap = best[..., k - 1] - best[..., k]
-        tied = (gap <= TIE_TOLERANCE * largest) & best[..., k].isfinite()
+        # What is masked scores minus infinity, or the lowest number of its type.
+        tied = (gap <= TIE_TOLERANCE * largest) & (best[..., k] > torch.finfo(scores.dtype).min / 2)
         axis = next((i for i, n in enumerate(tied.shape) if n == self.length), None)
         if tied.any():
             if axis is None:
@@ -56,6 +58,6 @@ class _Selections(TorchFunctionMode):
 @torch.no_grad()
 def first_tie(model: torch.nn.Module, tokens: Sequence[int]) -> int | None:
     """The first position at which a selection within `model` is a tie; None where there is none."""
-    with _Selections(len(tokens)) as found:
+    with StableTopk(), _Selections(len(tokens)) as found:
         model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     return min(found.positions, default=None)

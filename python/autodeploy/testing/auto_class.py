@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from autodeploy.capture.build import named_class
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -17,8 +19,9 @@ _CLASSES = (
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """The auto class that knows this configuration; that of causal language models where none does."""
+    """The auto class that knows this configuration, or the class that the checkpoint names where none does."""
     import transformers
 
     found = [getattr(transformers, name) for name in _CLASSES if hasattr(transformers, name)]
-    return next((auto for auto in found if type(config) in auto._model_mapping), found[0])
+    auto = next((auto for auto in found if type(config) in auto._model_mapping), None)
+    return auto or named_class(config) or found[0]

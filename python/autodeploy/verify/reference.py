@@ -14,6 +14,7 @@ from autodeploy.testing.auto_class import auto_class
 from autodeploy.testing.compare import relative_error
 
 from .schedule import Feed
+from .stable_topk import StableTopk
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,19 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trust
     trusted: which of transformers' own ways counts, where its cache and its pass over whole sequences disagree:
         "generate": tokens of generation with its cache, logits of one pass (they should be the same; see `drift`);
         "whole": generation without a cache; "cache": tokens and logits of generation with its cache.
+    Selections among equal scores take the lower index (see `StableTopk`).
     """
     if trusted not in ("generate", "whole", "cache"):
         raise ValueError(f'[reference] expected "generate", "whole" or "cache", found {trusted!r}')
-    made, cached = _generate(model, prompt, max_new_tokens, trusted != "whole")
-    feed = Feed(tuple(prompt), made)
-    whole = _whole(model, feed.tokens)
-    at = len(prompt) - 1
-    drift = relative_error(cached, whole[at:])
-    if trusted == "cache":
-        whole = np.concatenate([_whole(model, feed.prompt)[:at], cached])
-    return Expected(feed, whole, drift)
+    with StableTopk():
+        made, cached = _generate(model, prompt, max_new_tokens, trusted != "whole")
+        feed = Feed(tuple(prompt), made)
+        whole = _whole(model, feed.tokens)
+        at = len(prompt) - 1
+        drift = relative_error(cached, whole[at:])
+        if trusted == "cache":
+            whole = np.concatenate([_whole(model, feed.prompt)[:at], cached])
+        return Expected(feed, whole, drift)
 
 
 def _whole(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:

@@ -29,7 +29,10 @@ def test_refused_with_its_kind(name: str, message: str) -> None:
 
 def test_the_text_part_of_a_wrapper() -> None:
     config = tiny_config("llava")
-    assert text_part(config) is config.text_config
+    config.tie_word_embeddings = True
+    part = text_part(config)
+    assert type(part) is type(config.text_config)
+    assert (part.tie_word_embeddings, config.text_config.tie_word_embeddings) == (True, False)
     text = tiny_config("llama")
     assert text_part(text) is text
 

@@ -21,6 +21,7 @@ from autodeploy.conformance.run_case import prefixes
 from autodeploy.conformance.selections import first_tie
 from autodeploy.conformance.store import Store
 from autodeploy.verify.schedule import Feed
+from autodeploy.verify.stable_topk import StableTopk
 
 
 def test_facts_name_entries_that_there_are() -> None:
@@ -153,3 +154,12 @@ def test_a_case_that_dies_or_hangs_is_a_row(tmp_path: Path, monkeypatch: pytest.
     assert (found[1]["status"], found[2]["status"]) == ("crash", "crash")
     assert "SIGKILL" in found[1]["reason"]
     assert "no result after 2 s" in found[2]["reason"]
+
+
+def test_the_reference_takes_the_lower_of_equal_scores() -> None:
+    scores = torch.tensor([[1.0, 3.0, 3.0, 3.0, 0.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    with StableTopk():
+        values, indices = torch.topk(scores, 2, dim=-1, sorted=False)
+        assert scores.topk(k=1, largest=False).indices.tolist() == [[4], [0]]
+    assert indices.tolist() == [[1, 2], [0, 1]]
+    assert values.tolist() == [[3.0, 3.0], [2.0, 2.0]]
