@@ -180,7 +180,7 @@ def judge_engine(artifact: Artifact, expected: Sequence[Expected]) -> Judged:
     ]
     with LLM(
         artifact.path,
-        max_seq_len=longest + 1,
+        max_seq_len=longest,
         max_num_seqs=_SEQUENCES,
         max_batch_tokens=16,
         cache_memory="64MiB",
