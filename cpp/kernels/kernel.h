@@ -19,11 +19,12 @@ namespace autodeploy {
 struct PackedWeight;   // kernels/cpu/packed_weight.h
 struct RegionProgram;  // kernels/generic/region.h
 
-// A linear function of the step's symbols: constant + t*T + r*R.
+// A function of the step's symbols: constant + t*T + r*R + tr*T*R. In a body T stands for N, the queries of a
+// tile, and R for S, the blocks of keys; products of both occur there alone.
 struct Dim {
-  int64_t constant = 0, t = 0, r = 0;
-  int64_t eval(int64_t T, int64_t R) const { return constant + t * T + r * R; }
-  bool is_static() const { return t == 0 && r == 0; }
+  int64_t constant = 0, t = 0, r = 0, tr = 0;
+  int64_t eval(int64_t T, int64_t R) const { return constant + t * T + r * R + tr * T * R; }
+  bool is_static() const { return t == 0 && r == 0 && tr == 0; }
   bool operator==(const Dim&) const = default;
 };
 
@@ -45,6 +46,10 @@ struct KernelSpec {
   const RegionProgram* region = nullptr;  // for op "region"
   // Largest values of a step, for workspaces.
   int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
+  // In a body (max_tokens is the tile's, max_rows that of key blocks) any dim may depend on the sizes, and
+  // there are min_rows key blocks at least.
+  bool in_body = false;
+  int64_t min_rows = 0;
   int num_threads = 1;
   bool exact = false;  // forbid int8 activations: results equal the dequantized weights in float32
   std::string source;  // line of the model, for messages

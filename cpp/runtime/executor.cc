@@ -1,19 +1,15 @@
 #include "runtime/executor.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/error.h"
 #include "kernels/kernel.h"
 #include "runtime/executor_choice.h"
 #include "runtime/executor_impl.h"
-#include "runtime/program_schema.h"
 
 namespace autodeploy {
 namespace {
-
-constexpr int64_t kMaxArenaBytes = int64_t{1} << 46;
 
 void check_options(const ExecutorOptions& o) {
   const auto in_range = [](const char* name, int64_t v, int64_t hi) {
@@ -71,168 +67,10 @@ void Executor::Impl::bind(std::span<const ParamBinding> params, std::vector<Stat
   bindings.assign(params.begin(), params.end());
   states = std::move(state_specs);
 
-  std::vector<ChosenKernel> chosen = choose_kernels({program, params, states, options});
-  plan_memory(chosen);
-  steps.clear();
-  views.clear();
-  patches.clear();
-  pointers.clear();
-  state_refs.clear();
-  choices.clear();
-  reserve(chosen);
-  for (ChosenKernel& c : chosen) add_step(std::move(c), memory);
-  resolved_tokens = resolved_rows = -1;
-}
-
-void Executor::Impl::plan_memory(const std::vector<ChosenKernel>& chosen) {
-  const int32_t end = static_cast<int32_t>(chosen.size());
-  std::vector<ArenaValue> lives(program.values.size());
-  for (int32_t i = 0; i < end; ++i) {
-    const InstructionSpec& ins = *chosen[static_cast<size_t>(i)].instruction;
-    for (const OperandRef& o : ins.in) {
-      if (o.kind == OperandRef::Kind::kValue) lives[static_cast<size_t>(o.index)].last = i;
-    }
-    for (int32_t v : ins.out) {
-      ArenaValue& life = lives[static_cast<size_t>(v)];
-      const ValueSpec& value = program.values[static_cast<size_t>(v)];
-      life.first = life.last = i;
-      life.bytes = value.numel.eval(options.max_tokens, options.max_rows) * dtype_size(value.dtype);
-      AD_CHECK(life.bytes <= kMaxArenaBytes, ErrorKind::kOutOfMemory, "[planner] expected values of at most ",
-               kMaxArenaBytes, " bytes, found ", life.bytes, " for value '", value.name,
-               "': lower max_tokens");
-    }
-  }
-  for (const NamedValue& n : program.outputs) {
-    ArenaValue& life = lives[static_cast<size_t>(n.value)];
-    if (life.first >= 0) life.last = end;
-  }
-  for (int32_t i = 0; i < end; ++i) take_over_storage(*chosen[static_cast<size_t>(i)].instruction, i, &lives);
-
-  plan = plan_arena(lives, !options.poison);
-  for (const ChosenKernel& c : chosen)
-    plan.workspace_bytes = std::max(plan.workspace_bytes, c.choice.workspace_bytes);
-  plan.workspace_bytes = (plan.workspace_bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  AD_CHECK(plan.arena_bytes <= kMaxArenaBytes && plan.workspace_bytes <= kMaxArenaBytes,
-           ErrorKind::kOutOfMemory, "[planner] expected an arena of at most ", kMaxArenaBytes,
-           " bytes, found ", plan.arena_bytes, " and a workspace of ", plan.workspace_bytes,
-           ": lower max_tokens");
-  lifetimes = std::move(lives);
+  block.bind(program, choose_kernels({program, program.regions, params, states, options}), bindings, memory,
+             options);
   allocate_arena();
-}
-
-// Grants the alias permissions that hold: the operand is the whole of a value that dies here, nothing else
-// reads that value through another view, and the op's kernels work in place.
-void Executor::Impl::take_over_storage(const InstructionSpec& ins, int32_t time,
-                                       std::vector<ArenaValue>* lives) const {
-  const OpSchema* schema = find_op_schema(ins.op);
-  if (!schema || !schema->in_place) return;
-  std::vector<int32_t> taken;
-  for (const auto& [out, in] : ins.alias) {
-    const OperandRef& o = ins.in[static_cast<size_t>(in)];
-    const ValueSpec& from = program.values[static_cast<size_t>(o.index)];
-    const int32_t v = ins.out[static_cast<size_t>(out)];
-    const ValueSpec& to = program.values[static_cast<size_t>(v)];
-    const ArenaValue& life = (*lives)[static_cast<size_t>(o.index)];
-    if (!o.whole || life.first < 0 || life.last != time || !(from.numel == to.numel)) continue;
-    if (dtype_size(from.dtype) != dtype_size(to.dtype) || (*lives)[static_cast<size_t>(v)].in_place_of >= 0)
-      continue;
-    const bool other_view = std::any_of(ins.in.begin(), ins.in.end(), [&](const OperandRef& other) {
-      return other.kind == OperandRef::Kind::kValue && other.index == o.index && !other.whole;
-    });
-    if (other_view || std::count(taken.begin(), taken.end(), o.index)) continue;
-    (*lives)[static_cast<size_t>(v)].in_place_of = o.index;
-    taken.push_back(o.index);
-  }
-}
-
-void Executor::Impl::reserve(const std::vector<ChosenKernel>& chosen) {
-  size_t num_views = 0, num_states = 0;
-  for (const ChosenKernel& c : chosen) {
-    num_views += c.instruction->in.size() + c.instruction->out.size();
-    num_states += c.instruction->states.size();
-  }
-  views.reserve(num_views);  // steps and patches point into it
-  state_refs.reserve(num_states);
-  steps.reserve(chosen.size());
-}
-
-void Executor::Impl::add_view(const OperandRef& ref, DType dtype, bool weight) {
-  views.emplace_back();
-  TensorView& view = views.back();
-  if (ref.kind == OperandRef::Kind::kAbsent) return;
-  view.dtype = dtype;
-  view.ndim = static_cast<int>(ref.shape.size());
-  const auto set = [&](const Dim& d, int64_t* target) {
-    *target = d.constant;
-    if (!d.is_static()) patches.push_back({target, d});
-  };
-  for (size_t i = 0; i < ref.shape.size(); ++i) {
-    set(ref.shape[i], &view.shape[i]);
-    set(ref.stride[i], &view.stride[i]);
-  }
-  if (weight) return;
-  const int64_t size = dtype_size(dtype);
-  const uint8_t* base = nullptr;
-  int32_t input = -1;
-  if (ref.kind == OperandRef::Kind::kParam) {
-    base = static_cast<const uint8_t*>(bindings[static_cast<size_t>(ref.index)].plain);
-    if (!base) return;
-  } else if (plan.values[static_cast<size_t>(ref.index)].offset >= 0) {
-    base = arena.data() + plan.values[static_cast<size_t>(ref.index)].offset;
-  } else {
-    input = input_of(ref.index);
-    AD_ICHECK(input >= 0, "value ", ref.index, " is in the arena or an input");
-  }
-  if (base) view.data = const_cast<uint8_t*>(base) + ref.offset.constant * size;
-  if (input >= 0 || !ref.offset.is_static()) pointers.push_back({&view.data, base, input, ref.offset, size});
-}
-
-void Executor::Impl::add_step(ChosenKernel chosen, std::span<const StateMemory> memory) {
-  const InstructionSpec& ins = *chosen.instruction;
-  Step step;
-  const size_t first_view = views.size(), first_state = state_refs.size();
-  for (size_t i = 0; i < ins.in.size(); ++i) {
-    const OperandRef& o = ins.in[i];
-    const DType dtype =
-        o.kind == OperandRef::Kind::kValue   ? program.values[static_cast<size_t>(o.index)].dtype
-        : o.kind == OperandRef::Kind::kParam ? program.params[static_cast<size_t>(o.index)].dtype
-                                             : DType::kF32;
-    add_view(o, dtype, is_weight_operand(ins, i));
-  }
-  step.needs_rows = ins.states.empty() && !ins.out.empty();
-  for (int32_t v : ins.out) {
-    const ValueSpec& value = program.values[static_cast<size_t>(v)];
-    add_view(whole_value(v), value.dtype, false);
-    if (value.numel.constant != 0 || value.numel.t != 0) step.needs_rows = false;
-  }
-  for (int32_t s : ins.states) state_refs.push_back(&memory[static_cast<size_t>(s)]);
-  step.call.in = {views.data() + first_view, ins.in.size()};
-  step.call.out = {views.data() + first_view + ins.in.size(), ins.out.size()};
-  step.call.states = {state_refs.data() + first_state, ins.states.size()};
-  step.call.workspace = arena.data() + plan.arena_bytes;
-  step.call.pool = options.pool;
-  step.instruction = &ins;
-  step.kernel = std::move(chosen.kernel);
-  steps.push_back(std::move(step));
-  choices.push_back(std::move(chosen.choice));
-}
-
-OperandRef Executor::Impl::whole_value(int32_t v) const {
-  const ValueSpec& value = program.values[static_cast<size_t>(v)];
-  OperandRef ref;
-  ref.kind = OperandRef::Kind::kValue;
-  ref.index = v;
-  ref.whole = true;
-  ref.shape = value.shape;
-  ref.stride = contiguous_strides(value.shape);
-  return ref;
-}
-
-int32_t Executor::Impl::input_of(int32_t value) const {
-  for (size_t i = 0; i < program.inputs.size(); ++i) {
-    if (program.inputs[i].value == value) return static_cast<int32_t>(i);
-  }
-  return -1;
+  block.attach(arena.data());
 }
 
 // ---- running ----
@@ -253,65 +91,20 @@ void Executor::Impl::check_batch(const StepBatch& b) const {
            "[executor] expected spans of num_tokens, num_seqs and num_rows entries, found others");
 }
 
-void Executor::Impl::resolve(const StepBatch& batch) {
-  const int64_t T = batch.num_tokens, R = batch.num_rows;
-  for (size_t i = 0; i < program.inputs.size(); ++i) {
-    if (input_kinds[i] == InputKind::kTokenIds) input_data[i] = batch.token_ids.data();
-    if (input_kinds[i] == InputKind::kPositions) input_data[i] = batch.positions.data();
-    AD_CHECK(input_data[i], ErrorKind::kInvalidArgument, "[executor] expected data for the input '",
-             program.inputs[i].name, "', found none: set_input before run");
-  }
-  if (T != resolved_tokens || R != resolved_rows) {
-    for (const Patch& p : patches) *p.target = p.dim.eval(T, R);
-    resolved_tokens = T;
-    resolved_rows = R;
-  }
-  for (const PointerPatch& p : pointers) {
-    const uint8_t* base =
-        p.input >= 0 ? static_cast<const uint8_t*>(input_data[static_cast<size_t>(p.input)]) : p.base;
-    *p.target = const_cast<uint8_t*>(base) + p.offset.eval(T, R) * p.size;
-  }
-}
-
 void Executor::Impl::run(const StepBatch& batch, const Tap* tap) {
   check_batch(batch);
-  resolve(batch);
-  if (options.poison && arena.data())
-    std::memset(arena.data(), 0xff, static_cast<size_t>(plan.arena_bytes + plan.workspace_bytes));
+  for (size_t i = 0; i < program.inputs.size(); ++i) {
+    if (input_kinds[i] == InputKind::kTokenIds) block.set_input(i, batch.token_ids.data());
+    if (input_kinds[i] == InputKind::kPositions) block.set_input(i, batch.positions.data());
+    AD_CHECK(block.input(i), ErrorKind::kInvalidArgument, "[executor] expected data for the input '",
+             program.inputs[i].name, "', found none: set_input before run");
+  }
   struct StepScope {
     ThreadPool& pool;
     explicit StepScope(ThreadPool& p) : pool(p) { pool.begin_step(); }
     ~StepScope() { pool.end_step(); }
   } scope(*options.pool);
-  for (Step& step : steps) {
-    if (batch.num_rows == 0 && step.needs_rows) continue;
-    step.call.batch = &batch;
-    step.kernel->run(step.call);
-    if (tap) {
-      for (size_t i = 0; i < step.call.out.size(); ++i) (*tap)(step.instruction->out[i], step.call.out[i]);
-    }
-  }
-}
-
-TensorView Executor::Impl::value_view(int32_t v) const {
-  const ValueSpec& value = program.values[static_cast<size_t>(v)];
-  TensorView view;
-  view.dtype = value.dtype;
-  view.ndim = static_cast<int>(value.shape.size());
-  int64_t stride = 1;
-  for (int i = view.ndim; i-- > 0;) {
-    const size_t d = static_cast<size_t>(i);
-    view.shape[d] = value.shape[d].eval(resolved_tokens, resolved_rows);
-    view.stride[d] = stride;
-    stride *= view.shape[d];
-  }
-  const int64_t offset = plan.values[static_cast<size_t>(v)].offset;
-  if (view.numel() == 0) return view;
-  if (offset >= 0)
-    view.data = arena.data() + offset;
-  else if (const int32_t i = input_of(v); i >= 0)
-    view.data = const_cast<void*>(input_data[static_cast<size_t>(i)]);
-  return view;
+  block.run(batch, batch.num_tokens, batch.num_rows, tap);
 }
 
 // ---- the face ----
@@ -324,7 +117,7 @@ Executor::Executor(ProgramSpec program) : impl_(std::make_unique<Impl>()) {
                                                          : InputKind::kExtra);
   }
   impl_->logits = impl_->program.output("logits");
-  impl_->input_data.assign(impl_->program.inputs.size(), nullptr);
+  impl_->block.declare_inputs(impl_->program.inputs.size());
 }
 
 Executor::~Executor() = default;
@@ -339,19 +132,19 @@ void Executor::bind(std::span<const ParamBinding> params, std::vector<StateSpec>
 TensorView Executor::run(const StepBatch& batch) {
   impl_->run(batch, nullptr);
   const int32_t v = impl_->logits;
-  return v < 0 ? TensorView{} : impl_->value_view(v);
+  return v < 0 ? TensorView{} : impl_->block.value_view(v);
 }
 
 TensorView Executor::run(const StepBatch& batch, Tap tap) {
   impl_->run(batch, &tap);
   const int32_t v = impl_->logits;
-  return v < 0 ? TensorView{} : impl_->value_view(v);
+  return v < 0 ? TensorView{} : impl_->block.value_view(v);
 }
 
 void Executor::set_input(const std::string& name, const void* data) {
   for (size_t i = 0; i < impl_->program.inputs.size(); ++i) {
     if (impl_->program.inputs[i].name != name || impl_->input_kinds[i] != InputKind::kExtra) continue;
-    impl_->input_data[i] = data;
+    impl_->block.set_input(i, data);
     return;
   }
   throw Error(ErrorKind::kInvalidArgument,
@@ -362,12 +155,12 @@ TensorView Executor::output(const std::string& name) const {
   const int32_t v = impl_->program.output(name);
   AD_CHECK(v >= 0, ErrorKind::kInvalidArgument, "[executor] expected an output of the program, found '", name,
            "'");
-  AD_CHECK(impl_->resolved_tokens >= 0, ErrorKind::kInvalidArgument, "[executor] expected run before output");
-  return impl_->value_view(v);
+  AD_CHECK(impl_->block.has_run(), ErrorKind::kInvalidArgument, "[executor] expected run before output");
+  return impl_->block.value_view(v);
 }
 
-const MemoryPlan& Executor::memory_plan() const { return impl_->plan; }
+const MemoryPlan& Executor::memory_plan() const { return impl_->block.plan(); }
 
-const std::vector<KernelChoice>& Executor::choices() const { return impl_->choices; }
+const std::vector<KernelChoice>& Executor::choices() const { return impl_->block.choices(); }
 
 }  // namespace autodeploy

@@ -43,6 +43,10 @@ struct KernelChoice {
   bool part = false;  // of a composite that no kernel serves
   int64_t workspace_bytes = 0;
   std::vector<std::string> declined;  // "name: reason"
+  // Of an instruction with a body: queries looked at together, bytes of the body's values and of its keys
+  // (both are parts of the workspace), and the choices for its instructions.
+  int64_t tile = 0, body_arena = 0, body_keys = 0;
+  std::vector<KernelChoice> body;
 };
 
 class Executor {

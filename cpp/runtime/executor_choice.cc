@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "runtime/over_keys.h"
 #include "runtime/program_schema.h"
 
 namespace autodeploy {
@@ -31,6 +32,11 @@ class Chooser {
     chosen.choice.part = part;
     chosen.choice.op = ins.op;
     chosen.choice.source = ins.source;
+    if (ins.body >= 0) {
+      chosen.kernel = make_over_keys(c_, ins, &chosen.choice);
+      out_.push_back(std::move(chosen));
+      return;
+    }
     const KernelSpec spec = make_spec(ins);
     bool known = false;
     for (const KernelEntry& entry : kernel_table()) {
@@ -78,12 +84,14 @@ class Chooser {
       spec.out.push_back(std::move(o));
     }
     for (int32_t s : ins.states) spec.states.push_back(c_.states[static_cast<size_t>(s)]);
-    if (ins.region >= 0) spec.region = &c_.program.regions[static_cast<size_t>(ins.region)];
+    if (ins.region >= 0) spec.region = &c_.regions[static_cast<size_t>(ins.region)];
     spec.max_tokens = c_.options.max_tokens;
     spec.max_seqs = c_.options.max_seqs;
     spec.max_rows = c_.options.max_rows;
     spec.max_seq_len = c_.options.max_seq_len;
     spec.num_threads = c_.options.pool->num_threads();
+    spec.in_body = c_.body != nullptr;
+    spec.min_rows = c_.body ? c_.body->min_blocks() : 0;
     spec.exact = c_.options.exact;
     spec.source = ins.source;
     return spec;
@@ -104,8 +112,7 @@ class Chooser {
     const ParamBinding& binding = c_.params[static_cast<size_t>(ref.index)];
     o.dtype = param.dtype;
     // A composite that has no schema sees whatever form its parts asked for.
-    const bool wants_weight =
-        is_weight_operand(ins, position) || (!find_op_schema(ins.op) && param.used_as_weight);
+    const bool wants_weight = ref.weight || (!find_op_schema(ins.op) && param.used_as_weight);
     if (wants_weight && ref.whole) {
       o.weight = binding.packed;
     } else if (binding.plain) {
@@ -122,12 +129,6 @@ class Chooser {
 };
 
 }  // namespace
-
-bool is_weight_operand(const InstructionSpec& ins, size_t position) {
-  const OpSchema* schema = find_op_schema(ins.op);
-  return schema && !schema->variadic && position < schema->in.size() && schema->in[position].weight &&
-         ins.in[position].kind == OperandRef::Kind::kParam && ins.in[position].whole;
-}
 
 std::vector<ChosenKernel> choose_kernels(const ChoiceContext& context) { return Chooser(context).choose(); }
 

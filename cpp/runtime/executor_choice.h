@@ -20,16 +20,15 @@ struct ChosenKernel {
 
 struct ChoiceContext {
   const ProgramSpec& program;
+  const std::vector<RegionProgram>& regions;  // of the outer program where this one is a body's
   std::span<const ParamBinding> params;
   std::span<const StateSpec> states;
   const ExecutorOptions& options;
+  const BodySpec* body = nullptr;  // whose program this is
 };
 
 // The final instruction list. Throws Error(kUnsupported) naming the instruction that nothing can run, with
 // every kernel's reason.
 std::vector<ChosenKernel> choose_kernels(const ChoiceContext& context);
-
-// Whether operand `position` of the op may be a quantized weight.
-bool is_weight_operand(const InstructionSpec& instruction, size_t position);
 
 }  // namespace autodeploy

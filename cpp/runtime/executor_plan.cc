@@ -10,12 +10,28 @@ namespace {
 using Json = nlohmann::ordered_json;
 constexpr int64_t kHugePagesFrom = int64_t{8} << 20;  // a smaller arena would waste too much of one
 
+Json choice_json(const KernelChoice& c) {
+  Json line = {
+      {"instruction", c.instruction}, {"op", c.op}, {"kernel", c.kernel}, {"workspace", c.workspace_bytes}};
+  if (c.part) line["part"] = true;
+  if (!c.source.empty()) line["source"] = c.source;
+  if (!c.declined.empty()) line["declined"] = c.declined;
+  if (c.tile == 0) return line;
+  line["tile"] = c.tile;
+  line["body_arena"] = c.body_arena;
+  line["body_keys"] = c.body_keys;
+  Json body = Json::array();
+  for (const KernelChoice& inner : c.body) body.push_back(choice_json(inner));
+  line["body"] = std::move(body);
+  return line;
+}
+
 }  // namespace
 
 // Pages are touched now, so that no step meets a page fault.
 void Executor::Impl::allocate_arena() {
   arena = {};  // before the new one, which may need the memory
-  arena = HostMemory(plan.arena_bytes + plan.workspace_bytes, "planner");
+  arena = HostMemory(block.memory_bytes(), "planner");
   if (arena.bytes() >= kHugePagesFrom) arena.prefer_huge_pages();
   constexpr int64_t kPiece = int64_t{1} << 20;
   options.pool->parallel_for(arena.bytes(), kPiece,
@@ -38,9 +54,9 @@ std::string Executor::plan_json() const {
     weights.push_back({{"name", p.program.params[i].name}, {"bytes", p.bindings[i].bytes}});
   }
   plan["memory"] = {{"weights", weight_bytes},
-                    {"arena", p.plan.arena_bytes},
-                    {"arena_lower_bound", p.plan.lower_bound},
-                    {"workspace", p.plan.workspace_bytes}};
+                    {"arena", p.block.plan().arena_bytes},
+                    {"arena_lower_bound", p.block.plan().lower_bound},
+                    {"workspace", p.block.plan().workspace_bytes}};
   plan["weights"] = std::move(weights);
   Json states = Json::array();
   for (const StateSpec& s : p.states) {
@@ -64,10 +80,10 @@ std::string Executor::plan_json() const {
   }
   plan["states"] = std::move(states);
   Json values = Json::array();
-  for (size_t i = 0; i < p.plan.values.size(); ++i) {
-    const PlannedValue& v = p.plan.values[i];
+  for (size_t i = 0; i < p.block.plan().values.size(); ++i) {
+    const PlannedValue& v = p.block.plan().values[i];
     if (v.offset < 0) continue;
-    const ArenaValue& life = p.lifetimes[i];
+    const ArenaValue& life = p.block.lifetimes()[i];
     Json line = {{"value", i},          {"name", p.program.values[i].name},
                  {"offset", v.offset},  {"bytes", life.bytes},
                  {"first", life.first}, {"last", life.last}};
@@ -76,14 +92,7 @@ std::string Executor::plan_json() const {
   }
   plan["values"] = std::move(values);
   Json instructions = Json::array();
-  for (const KernelChoice& c : p.choices) {
-    Json line = {
-        {"instruction", c.instruction}, {"op", c.op}, {"kernel", c.kernel}, {"workspace", c.workspace_bytes}};
-    if (c.part) line["part"] = true;
-    if (!c.source.empty()) line["source"] = c.source;
-    if (!c.declined.empty()) line["declined"] = c.declined;
-    instructions.push_back(std::move(line));
-  }
+  for (const KernelChoice& c : p.block.choices()) instructions.push_back(choice_json(c));
   plan["instructions"] = std::move(instructions);
   return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -101,16 +101,23 @@ double to_number(const Json& j, const std::string& where) {
   fail(where, "a number or {\"number\": \"inf\" | \"-inf\" | \"nan\"}", show(j));
 }
 
-Dim to_dim(const Json& j, const std::string& where) {
+Dim to_dim(const Json& j, const std::string& where, bool in_body) {
   Dim dim;
   if (j.is_number_integer()) {
     dim.constant = to_integer(j, where, 0, kMaxInteger);
     return dim;
   }
-  const auto bad = [&]() { fail(where, "an integer >= 0, \"T\", \"R\", \"n*T\" or \"n*R\"", show(j)); };
+  const auto bad = [&]() {
+    fail(where,
+         in_body ? "an integer >= 0, \"N\", \"S\", \"N*S\", \"n*N\", \"n*S\" or \"n*N*S\""
+                 : "an integer >= 0, \"T\", \"R\", \"n*T\" or \"n*R\"",
+         show(j));
+  };
   if (!j.is_string()) bad();
-  const std::string& s = j.get_ref<const std::string&>();
-  if (s.empty() || s.size() > 18) bad();
+  std::string s = j.get_ref<const std::string&>();
+  if (s.empty() || s.size() > 20) bad();
+  const bool product = in_body && s.size() >= 3 && s.ends_with("N*S");
+  if (product) s.resize(s.size() - 2);  // what stands before N*S is read like what stands before N
   const char symbol = s.back();
   int64_t factor = 1;
   if (s.size() > 1) {
@@ -122,9 +129,11 @@ Dim to_dim(const Json& j, const std::string& where) {
     }
     if (factor > kMaxFactor) fail(where, detail::concat("a factor of at most ", kMaxFactor), show(j));
   }
-  if (symbol == 'T')
+  if (product)
+    dim.tr = factor;
+  else if (symbol == (in_body ? 'N' : 'T'))
     dim.t = factor;
-  else if (symbol == 'R')
+  else if (symbol == (in_body ? 'S' : 'R'))
     dim.r = factor;
   else
     bad();
@@ -141,6 +150,7 @@ std::string dim_text(const Dim& d) {
   };
   term(d.t, "T");
   term(d.r, "R");
+  term(d.tr, "T*R");
   term(d.constant, "");
   return s.empty() ? "0" : s;
 }
@@ -209,10 +219,10 @@ const Json& Fields::object(const char* name, size_t max_size) {
   return j;
 }
 
-std::vector<Dim> Fields::dims(const char* name) {
+std::vector<Dim> Fields::dims(const char* name, bool in_body) {
   const std::string path = at(name);
   std::vector<Dim> out;
-  for (const Json& e : array(name, kMaxDims)) out.push_back(to_dim(e, path));
+  for (const Json& e : array(name, kMaxDims)) out.push_back(to_dim(e, path, in_body));
   return out;
 }
 

@@ -41,8 +41,9 @@ Json parse_document(std::string_view text);
 int64_t to_integer(const Json& j, const std::string& where, int64_t lo, int64_t hi);
 // A number, or {"number": "inf" | "-inf" | "nan"}.
 double to_number(const Json& j, const std::string& where);
-// docs/program.md, "Dimensions and dtypes".
-Dim to_dim(const Json& j, const std::string& where);
+// docs/program.md, "Dimensions and dtypes". In a body N comes as Dim::t, S as Dim::r and their product as
+// Dim::tr.
+Dim to_dim(const Json& j, const std::string& where, bool in_body = false);
 std::string dim_text(const Dim& dim);
 DType to_dtype(const Json& j, const std::string& where, DType act);
 AttrValue to_attr(const Json& j, const std::string& where);
@@ -61,7 +62,7 @@ class Fields {
   }
   const Json& array(const char* name, size_t max_size);
   const Json& object(const char* name, size_t max_size);
-  std::vector<Dim> dims(const char* name);
+  std::vector<Dim> dims(const char* name, bool in_body = false);
   std::vector<int64_t> integers(const char* name, int64_t lo, int64_t hi, size_t max_size);
   // Refuses fields that nobody asked for.
   void finish() const;

@@ -9,6 +9,7 @@
 #include "runtime/program_fields.h"
 #include "runtime/program_regions.h"
 #include "runtime/program_schema.h"
+#include "runtime/program_shapes.h"
 
 namespace autodeploy {
 namespace {
@@ -17,7 +18,7 @@ using namespace program_format;
 
 constexpr int64_t kMajor = 1, kMinor = 0;
 constexpr size_t kMaxParams = 1 << 20, kMaxValues = 1 << 20, kMaxInstructions = 1 << 20, kMaxStates = 1 << 16,
-                 kMaxRegions = 1 << 16;
+                 kMaxRegions = 1 << 16, kMaxBodies = 1 << 16;
 constexpr size_t kMaxOperands = 256, kMaxNamedValues = 256, kMaxMetadata = 4096, kMaxComponents = 16,
                  kMaxAttrs = 64;
 constexpr int kMaxPartsDepth = 4;
@@ -28,68 +29,18 @@ bool is_known_op(const std::string& op) {
   return std::any_of(table.begin(), table.end(), [&](const KernelEntry& e) { return op == e.op; });
 }
 
-// Product of dims of which at most one depends on the step. Bounded for the largest T even without the dims
-// that are 0, so that no partial product of a shape overflows later.
-Dim shape_numel(const std::vector<Dim>& shape, const std::string& where) {
-  int64_t factor = 1;
-  bool empty = false;
-  Dim symbolic{1, 0, 0};
-  for (const Dim& d : shape) {
-    if (!d.is_static()) {
-      if (!symbolic.is_static()) fail(where, "at most one dim that depends on T or R", "more");
-      symbolic = d;
-    } else if (d.constant == 0) {
-      empty = true;
-    } else if (__builtin_mul_overflow(factor, d.constant, &factor) || factor > kMaxInteger) {
-      fail(where, "at most 2^53 elements", "more");
-    }
-  }
-  const int64_t largest = symbolic.is_static() ? 1 : (symbolic.t + symbolic.r) * kMaxProgramTokens;
-  if (static_cast<__int128>(factor) * largest > kMaxInteger) {
-    fail(where, detail::concat("at most 2^53 elements for ", kMaxProgramTokens, " tokens"), "more");
-  }
-  if (empty) factor = 0;
-  return Dim{factor * symbolic.constant, factor * symbolic.t, factor * symbolic.r};
-}
-
-std::string shape_text(const std::vector<Dim>& shape) {
-  std::string s = "[";
-  for (const Dim& d : shape) s += (s.size() > 1 ? ", " : "") + dim_text(d);
-  return s + "]";
-}
-
-// Proves offset + sum((shape - 1) * stride) < numel of the storage for all T in [1, max], R in [0, T]. The
-// sum is linear in T and R (a dim that depends on the step has a static stride), so the corners of that
-// triangle decide. A view without elements reads nothing.
-void check_bounds(const OperandRef& o, const Dim& storage, const std::string& where) {
-  for (size_t i = 0; i < o.shape.size(); ++i) {
-    if (!o.shape[i].is_static() && !o.stride[i].is_static()) {
-      fail(where, "a static stride for a dim that depends on the step",
-           detail::concat(dim_text(o.shape[i]), " with stride ", dim_text(o.stride[i])));
-    }
-  }
-  constexpr int64_t kCorners[][2] = {
-      {1, 0}, {kMaxProgramTokens, 0}, {1, 1}, {kMaxProgramTokens, 1}, {kMaxProgramTokens, kMaxProgramTokens}};
-  for (const auto& [T, R] : kCorners) {
-    __int128 last = o.offset.eval(T, R);
-    bool empty = false;
-    for (size_t i = 0; i < o.shape.size(); ++i) {
-      const int64_t size = o.shape[i].eval(T, R);
-      if (size == 0) empty = true;
-      last += static_cast<__int128>(size - 1) * o.stride[i].eval(T, R);
-    }
-    if (!empty && last >= storage.eval(T, R)) {
-      fail(where, "a view within its storage",
-           detail::concat("shape ", shape_text(o.shape), " strides ", shape_text(o.stride), " offset ",
-                          dim_text(o.offset), " in ", dim_text(storage), " elements (T = ", T, ", R = ", R,
-                          ")"));
-    }
-  }
+// How an over_keys instruction writes a state's component for a key input, whose shape per token may be
+// empty.
+std::vector<int64_t> component_shape(const std::vector<Dim>& outer) {
+  std::vector<int64_t> shape;
+  for (size_t i = 1; i < outer.size(); ++i) shape.push_back(outer[i].constant);
+  if (shape.empty()) shape.push_back(1);
+  return shape;
 }
 
 class Reader {
  public:
-  Reader(const Json& doc, DType act) : doc_(doc), act_(act) {}
+  Reader(const Json& doc, DType act) : doc_(doc), act_(act), regions_(program_.regions) {}
 
   ProgramSpec read() {
     check_version();
@@ -104,6 +55,12 @@ class Reader {
       program_.regions.push_back(
           read_region(r, detail::concat("region ", program_.regions.size()), act_, lenient_));
     }
+    if (top.has("bodies")) {
+      for (const Json& b : top.array("bodies", kMaxBodies)) {
+        program_.bodies.push_back(
+            Reader(*this, 0).read_body(b, detail::concat("body ", program_.bodies.size())));
+      }
+    }
     read_inputs(top);
     read_instructions(top);
     read_outputs(top);
@@ -112,6 +69,10 @@ class Reader {
   }
 
  private:
+  // For a body of the outer reader's program.
+  explicit Reader(const Reader& outer, int)
+      : doc_(outer.doc_), act_(outer.act_), regions_(outer.regions_), lenient_(outer.lenient_) {}
+
   void check_version() {
     Fields top(doc_, "document", true);
     const std::string format = top.text("format");
@@ -145,7 +106,7 @@ class Reader {
       p.dtype = to_dtype(f.get("dtype"), where, act_);
       std::vector<Dim> shape;
       for (int64_t d : p.shape = f.integers("shape", 0, kMaxInteger, kMaxDims)) shape.push_back(Dim{d, 0, 0});
-      param_numel_.push_back(shape_numel(shape, where));
+      param_numel_.push_back(shape_numel(shape, scope_, where));
       param_shape_.push_back(std::move(shape));
       f.finish();
       if (!names.insert(p.name).second) fail(where, "a name of its own", show(Json(p.name)));
@@ -153,15 +114,15 @@ class Reader {
     }
   }
 
-  void read_values(Fields& top) {
+  void read_values(Fields& top, const std::string& prefix = "") {
     for (const Json& j : top.array("values", kMaxValues)) {
-      const std::string where = detail::concat("value ", program_.values.size());
+      const std::string where = detail::concat(prefix, "value ", program_.values.size());
       Fields f(j, where, lenient_);
       ValueSpec v;
       v.name = f.text("name");
       v.dtype = to_dtype(f.get("dtype"), where, act_);
-      v.shape = f.dims("shape");
-      v.numel = shape_numel(v.shape, where);
+      v.shape = f.dims("shape", scope_.in_body);
+      v.numel = shape_numel(v.shape, scope_, where);
       f.finish();
       program_.values.push_back(std::move(v));
     }
@@ -199,8 +160,8 @@ class Reader {
         component.shape = cf.integers("shape", 1, int64_t{1} << 32, kMaxDims);
         std::vector<Dim> dims;
         for (int64_t d : component.shape) dims.push_back(Dim{d, 0, 0});
-        if (shape_numel(dims, here).constant > (int64_t{1} << 40))
-          fail(here, "at most 2^40 elements", shape_text(dims));
+        if (shape_numel(dims, scope_, here).constant > (int64_t{1} << 40))
+          fail(here, "at most 2^40 elements", shape_text(dims, scope_));
         cf.finish();
         if (!components.insert(component.name).second)
           fail(here, "a name of its own", show(Json(component.name)));
@@ -232,8 +193,8 @@ class Reader {
   void expect_value(const std::string& where, int32_t v, DType dtype, const std::vector<Dim>& shape) {
     const ValueSpec& spec = program_.values[static_cast<size_t>(v)];
     if (spec.dtype != dtype || spec.shape != shape) {
-      fail(where, detail::concat(dtype_name(dtype), " ", shape_text(shape)),
-           detail::concat(dtype_name(spec.dtype), " ", shape_text(spec.shape)));
+      fail(where, detail::concat(dtype_name(dtype), " ", shape_text(shape, scope_)),
+           detail::concat(dtype_name(spec.dtype), " ", shape_text(spec.shape, scope_)));
     }
   }
 
@@ -259,7 +220,8 @@ class Reader {
       const bool ok = (v.dtype == DType::kF32 || v.dtype == act_) && v.shape.size() == 2 &&
                       v.shape[0] == Dim{0, 0, 1} && v.shape[1].is_static();
       if (!ok)
-        fail(where, "act or f32 [R, vocab]", detail::concat(dtype_name(v.dtype), " ", shape_text(v.shape)));
+        fail(where, "act or f32 [R, vocab]",
+             detail::concat(dtype_name(v.dtype), " ", shape_text(v.shape, scope_)));
       if (program_.vocab_size > 0 && v.shape[1].constant < program_.vocab_size) {
         fail(where, detail::concat("at least vocab_size = ", program_.vocab_size, " columns"),
              dim_text(v.shape[1]));
@@ -297,14 +259,14 @@ class Reader {
       whole = &param_shape_[static_cast<size_t>(o.index)];
     }
     if (f.has("shape") || f.has("strides") || f.has("offset")) {
-      o.shape = f.dims("shape");
-      o.stride = f.dims("strides");
-      o.offset = to_dim(f.get("offset"), where);
+      o.shape = f.dims("shape", scope_.in_body);
+      o.stride = f.dims("strides", scope_.in_body);
+      o.offset = to_dim(f.get("offset"), where, scope_.in_body);
       if (o.shape.size() != o.stride.size()) {
         fail(where, detail::concat(o.shape.size(), " strides"), detail::concat(o.stride.size()));
       }
-      shape_numel(o.shape, where);
-      check_bounds(o, storage, where);
+      shape_numel(o.shape, scope_, where);
+      check_bounds(o, storage, scope_, where);
       o.whole = o.offset == Dim{} && o.shape == *whole && o.stride == contiguous_strides(*whole);
     } else {
       o.whole = true;
@@ -323,6 +285,8 @@ class Reader {
     Fields f(j, ins.where, lenient_);
     f.get("op");
     const bool has_parts = f.has("parts");
+    if (scope_.in_body && (has_parts || !is_body_op(ins.op)))
+      fail(ins.where, "an op that a body may hold, without parts", show(Json(ins.op)));
     AD_CHECK(has_parts || is_known_op(ins.op), ErrorKind::kInvalidArtifact, "[program.json: ", ins.where,
              "] expected an op of this version, found ", show(Json(ins.op)),
              ": compile the model again, or use the newer runtime that it was compiled for");
@@ -409,13 +373,15 @@ class Reader {
 
   void check_schema(InstructionSpec* ins, bool has_parts) {
     const OpSchema* schema = find_op_schema(ins->op);
+    if (scope_.in_body) bind_body_operands(ins);
     for (size_t i = 0; i < ins->in.size(); ++i) {
-      const OperandRef& o = ins->in[i];
+      OperandRef& o = ins->in[i];
       // An op without a schema that carries parts: the parts say how its params are read.
-      if (o.kind != OperandRef::Kind::kParam || (!schema && has_parts)) continue;
+      if (o.kind != OperandRef::Kind::kParam || (!schema && has_parts) || ins->op == "over_keys") continue;
       const bool weight = schema && !schema->variadic && i < schema->in.size() && schema->in[i].weight;
       ParamSpec& p = program_.params[static_cast<size_t>(o.index)];
-      (weight && o.whole ? p.used_as_weight : p.used_as_plain) = true;
+      o.weight = weight && o.whole;
+      (o.weight ? p.used_as_weight : p.used_as_plain) = true;
     }
     for (size_t i = 0; i < ins->out.size(); ++i) {
       if (std::count(ins->out.begin(), ins->out.end(), ins->out[i]) > 1)
@@ -437,7 +403,7 @@ class Reader {
       fail(ins->where, detail::concat(schema->num_out, " results"), detail::concat(ins->out.size()));
     }
     check_attrs(*schema, *ins);
-    if (ins->states.size() != schema->states.size()) {
+    if (ins->states.size() != schema->states.size() && !(schema->may_lack_state && ins->states.empty())) {
       fail(ins->where, detail::concat(schema->states.size(), " states"), detail::concat(ins->states.size()));
     }
     for (size_t i = 0; i < ins->states.size(); ++i) {
@@ -445,6 +411,151 @@ class Reader {
       if (s.kind != schema->states[i]) fail(ins->where, "a state of the op's kind", s.name);
     }
     if (ins->op == "region") check_region(ins);
+    if (ins->op == "over_keys") check_over_keys(ins);
+  }
+
+  // A body is read like a program; its inputs stand in the first values.
+  BodySpec read_body(const Json& j, const std::string& where) {
+    Fields f(j, where, lenient_);
+    BodySpec body;
+    body.block = f.integer("block", 1, kMaxProgramTokens);
+    body.min_keys = f.integer("min_keys", 0, kMaxProgramTokens);
+    scope_ = {true, body.min_blocks()};
+    body_ = &body;
+    read_values(f, where + " ");
+    for (const Json& input : f.array("inputs", kMaxOperands)) {
+      body.inputs.push_back(read_body_input(input, detail::concat(where, " input ", body.inputs.size()),
+                                            body.inputs.size(), body.block));
+    }
+    for (const Json& instruction : f.array("instructions", kMaxInstructions)) {
+      program_.instructions.push_back(read_instruction(
+          instruction, detail::concat(where, " instruction ", program_.instructions.size()), 0));
+    }
+    const int64_t last_value = static_cast<int64_t>(program_.values.size()) - 1;
+    for (int64_t v : f.integers("outputs", 0, last_value, kMaxOperands)) {
+      const int32_t value = static_cast<int32_t>(v);
+      const std::string here = detail::concat(where, " output ", body.outputs.size());
+      if (written(value) != Written::kYes)
+        fail(here, "a value that an instruction writes", value_text(value));
+      const std::vector<Dim>& shape = program_.values[static_cast<size_t>(v)].shape;
+      if (!is_token_rows(shape)) fail(here, "the shape [N, ...]", shape_text(shape, scope_));
+      program_.outputs.push_back({std::to_string(body.outputs.size()), value});
+      body.outputs.push_back(value);
+    }
+    if (body.outputs.empty()) fail(where, "at least one output", "none");
+    f.finish();
+    body.program = std::move(program_);
+    return body;
+  }
+
+  // [c*N, ...] with the other dims fixed.
+  static bool is_token_rows(const std::vector<Dim>& shape) {
+    return !shape.empty() && shape[0] == Dim{0, shape[0].t, 0} && shape[0].t > 0 &&
+           std::all_of(shape.begin() + 1, shape.end(), [](const Dim& d) { return d.is_static(); });
+  }
+
+  BodyInputSpec read_body_input(const Json& j, const std::string& where, size_t index, int64_t block) {
+    Fields f(j, where, lenient_);
+    BodyInputSpec input;
+    const std::string role = f.text("role");
+    input.dtype = to_dtype(f.get("dtype"), where, act_);
+    input.outer = f.dims("shape", true);
+    if (index >= program_.values.size()) fail(where, "a value for each input", "none");
+    expect_value(where, static_cast<int32_t>(index), input.dtype, input.outer);
+    std::vector<Dim>& shape = input.outer;
+    const bool fixed_rest = std::all_of(shape.begin() + (shape.empty() ? 0 : 1), shape.end(),
+                                        [](const Dim& d) { return d.is_static() && d.constant > 0; });
+    if (role == "query" && is_token_rows(shape) && fixed_rest) {
+      input.role = BodyInputSpec::Role::kQuery;
+    } else if (role == "key" && fixed_rest && !shape.empty() && shape[0] == Dim{0, 0, block}) {
+      input.role = BodyInputSpec::Role::kKey;
+      shape[0] = Dim{0, 1, 0};
+    } else if (role != "fixed" || !fixed_rest || (!shape.empty() && !shape[0].is_static())) {
+      fail(where, "query [N, ...], key [block*S, ...] or fixed [...] of positive dims",
+           show(Json(role)) + " " + shape_text(shape, scope_));
+    }
+    input.token_numel = 1;
+    for (const Dim& d : shape) input.token_numel *= d.constant + d.t;
+    program_.inputs.push_back({std::to_string(index), static_cast<int32_t>(index)});
+    written(static_cast<int32_t>(index)) = Written::kYes;
+    f.finish();
+    return input;
+  }
+
+  // A weight operand of a body's instruction is a fixed input, whole: it becomes a param.
+  void bind_body_operands(InstructionSpec* ins) {
+    const OpSchema* schema = find_op_schema(ins->op);
+    for (size_t i = 0; i < ins->in.size(); ++i) {
+      OperandRef& o = ins->in[i];
+      if (o.kind == OperandRef::Kind::kAbsent) continue;
+      const bool weight = schema && !schema->variadic && i < schema->in.size() && schema->in[i].weight;
+      const bool is_input = static_cast<size_t>(o.index) < body_->inputs.size();
+      BodyInputSpec* input = is_input ? &body_->inputs[static_cast<size_t>(o.index)] : nullptr;
+      if (!weight) {
+        if (input) input->read_as_value = true;
+        continue;
+      }
+      if (!input || input->role != BodyInputSpec::Role::kFixed || !o.whole)
+        fail(ins->where, "a whole fixed input for a weight", "another operand");
+      if (input->param < 0) {
+        input->param = static_cast<int32_t>(program_.params.size());
+        ParamSpec p;
+        p.name = program_.values[static_cast<size_t>(o.index)].name;
+        p.dtype = input->dtype;
+        for (const Dim& d : input->outer) p.shape.push_back(d.constant);
+        program_.params.push_back(std::move(p));
+      }
+      o.kind = OperandRef::Kind::kParam;
+      o.index = input->param;
+    }
+  }
+
+  void check_over_keys(InstructionSpec* ins) {
+    const int64_t index = ins->attrs.integer("body");
+    if (index < 0 || index >= static_cast<int64_t>(program_.bodies.size()))
+      fail(ins->where, detail::concat("a body below ", program_.bodies.size()), detail::concat(index));
+    ins->body = static_cast<int32_t>(index);
+    const BodySpec& body = program_.bodies[static_cast<size_t>(index)];
+    if (ins->in.size() != body.inputs.size() || ins->out.size() != body.outputs.size()) {
+      fail(ins->where, detail::concat(body.inputs.size(), " operands and ", body.outputs.size(), " results"),
+           detail::concat(ins->in.size(), " and ", ins->out.size()));
+    }
+    std::vector<StateComponentSpec> keys;
+    for (size_t i = 0; i < ins->in.size(); ++i) {
+      OperandRef& o = ins->in[i];
+      const BodyInputSpec& input = body.inputs[i];
+      const std::string here = detail::concat(ins->where, " operand ", i);
+      const bool is_param = o.kind == OperandRef::Kind::kParam;
+      const DType dtype = is_param ? program_.params[static_cast<size_t>(o.index)].dtype
+                                   : program_.values[static_cast<size_t>(o.index)].dtype;
+      if (o.shape != input.outer || dtype != input.dtype) {
+        fail(here, detail::concat(dtype_name(input.dtype), " ", shape_text(input.outer, scope_)),
+             detail::concat(dtype_name(dtype), " ", shape_text(o.shape, scope_)));
+      }
+      if (input.role == BodyInputSpec::Role::kKey) keys.push_back({"", component_shape(input.outer), dtype});
+      if (input.param >= 0 && !(is_param && o.whole))
+        fail(here, "a whole param for a weight", "another operand");
+      if (!is_param) continue;
+      ParamSpec& p = program_.params[static_cast<size_t>(o.index)];
+      o.weight = input.param >= 0 && !input.read_as_value;
+      if (input.param >= 0) p.used_as_weight = true;
+      if (!o.weight) p.used_as_plain = true;
+    }
+    for (size_t i = 0; i < ins->out.size(); ++i) {
+      const ValueSpec& inner = body.program.values[static_cast<size_t>(body.outputs[i])];
+      expect_value(detail::concat(ins->where, " result ", i), ins->out[i], inner.dtype, inner.shape);
+    }
+    std::vector<StateComponentSpec> found;
+    for (int32_t s : ins->states) {
+      const StateSpec& state = program_.states[static_cast<size_t>(s)];
+      if (state.window != 0 || state.chunk != 0) fail(ins->where, "a state without window", state.name);
+      found = state.components;
+    }
+    const bool same =
+        std::equal(keys.begin(), keys.end(), found.begin(), found.end(),
+                   [](const auto& a, const auto& b) { return a.shape == b.shape && a.dtype == b.dtype; });
+    if (!same)
+      fail(ins->where, "a state with one component per key input, of its shape and dtype", "another");
   }
 
   void check_attrs(const OpSchema& schema, const InstructionSpec& ins) {
@@ -463,11 +574,11 @@ class Reader {
 
   void check_region(InstructionSpec* ins) {
     const int64_t index = ins->attrs.integer("region");
-    if (index < 0 || index >= static_cast<int64_t>(program_.regions.size())) {
-      fail(ins->where, detail::concat("a region below ", program_.regions.size()), detail::concat(index));
+    if (index < 0 || index >= static_cast<int64_t>(regions_.size())) {
+      fail(ins->where, detail::concat("a region below ", regions_.size()), detail::concat(index));
     }
     ins->region = static_cast<int32_t>(index);
-    const RegionProgram& region = program_.regions[static_cast<size_t>(index)];
+    const RegionProgram& region = regions_[static_cast<size_t>(index)];
     if (ins->in.size() != region.inputs.size() || ins->out.size() != region.outputs.size()) {
       fail(ins->where,
            detail::concat(region.inputs.size(), " operands and ", region.outputs.size(), " results"),
@@ -477,8 +588,8 @@ class Reader {
     const auto same = [&](const std::vector<Dim>& found, DType dtype, DType expected,
                           const std::string& what) {
       if (found != shape)
-        fail(ins->where, detail::concat("the iteration shape ", shape_text(shape)),
-             detail::concat(shape_text(found), " of ", what));
+        fail(ins->where, detail::concat("the iteration shape ", shape_text(shape, scope_)),
+             detail::concat(shape_text(found, scope_), " of ", what));
       if (dtype != expected)
         fail(ins->where, std::string(dtype_name(expected)), detail::concat(dtype_name(dtype), " of ", what));
     };
@@ -505,8 +616,11 @@ class Reader {
 
   const Json& doc_;
   const DType act_;
-  bool lenient_ = false;
   ProgramSpec program_;
+  const std::vector<RegionProgram>& regions_;  // of the program, for its bodies too
+  bool lenient_ = false;
+  DimScope scope_;
+  BodySpec* body_ = nullptr;  // the one that is being read
   std::vector<Dim> param_numel_;
   std::vector<std::vector<Dim>> param_shape_;
   std::vector<Written> written_;
@@ -514,19 +628,6 @@ class Reader {
 };
 
 }  // namespace
-
-std::vector<Dim> contiguous_strides(const std::vector<Dim>& shape) {
-  std::vector<Dim> strides(shape.size());
-  Dim next{1, 0, 0};
-  for (size_t i = shape.size(); i-- > 0;) {
-    strides[i] = next;
-    const Dim& d = shape[i];
-    // At most one dim is symbolic, so products stay linear; shape_numel has bounded them.
-    next = next.is_static() ? Dim{d.constant * next.constant, d.t * next.constant, d.r * next.constant}
-                            : Dim{0, next.t * d.constant, next.r * d.constant};
-  }
-  return strides;
-}
 
 ProgramSpec read_program(std::string_view json, DType act) {
   const Json doc = parse_document(json);

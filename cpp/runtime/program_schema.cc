@@ -1,5 +1,7 @@
 #include "runtime/program_schema.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <string>
 
@@ -87,6 +89,13 @@ std::vector<OpSchema> make_schemas() {
                .in = {req("q"), req("k"), req("v"), opt("g"), req("beta")},
                .attrs = {{"scale", kN}, {"l2norm", kB}, {"eps", kN}},
                .states = {kSlot}});
+  s.push_back({.name = "over_keys",
+               .in = {},
+               .num_out = -1,
+               .attrs = {{"body", kI}},
+               .states = {kPaged},
+               .variadic = true,
+               .may_lack_state = true});
   // Generic tail.
   s.push_back({.name = "region",
                .in = {},
@@ -142,6 +151,14 @@ const OpSchema* find_op_schema(std::string_view op) {
   }();
   const auto it = index.find(op);
   return it == index.end() ? nullptr : it->second;
+}
+
+bool is_body_op(std::string_view op) {
+  static constexpr std::string_view kOps[] = {
+      "embedding", "linear", "rms_norm", "layer_norm",   "rope",   "region", "copy",
+      "cat",       "reduce", "softmax",  "log_softmax",  "topk",   "sort",   "cumsum",
+      "matmul",    "gather", "scatter",  "index_select", "arange", "full"};
+  return std::find(std::begin(kOps), std::end(kOps), op) != std::end(kOps);
 }
 
 bool attr_has_type(const AttrValue& value, AttrType type) {

@@ -31,12 +31,15 @@ struct OpSchema {
   std::vector<AttrSchema> attrs;
   std::vector<StateSpec::Kind> states;
   bool variadic = false;  // any number of operands and, for regions, of results
+  bool may_lack_state = false;
   bool in_place = false;  // kernels read each element before they write it: alias permissions may be used
 };
 
 // nullptr for an op that docs/program.md does not list.
 const OpSchema* find_op_schema(std::string_view op);
 const std::vector<OpSchema>& op_schemas();
+// Whether a body may hold the op: the generic tail and ops of single rows.
+bool is_body_op(std::string_view op);
 
 bool attr_has_type(const AttrValue& value, AttrType type);
 const char* attr_type_name(AttrType type);

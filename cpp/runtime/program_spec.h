@@ -16,6 +16,8 @@ namespace autodeploy {
 
 // Largest T of any program: bounds of views are proved for every T up to it.
 constexpr int64_t kMaxProgramTokens = int64_t{1} << 24;
+// Most queries that a body is given at once; S of a body is at most kMaxProgramTokens.
+constexpr int64_t kMaxTileQueries = 32;
 
 struct ParamSpec {
   std::string name;
@@ -35,11 +37,11 @@ struct ParamSpec {
 struct ValueSpec {
   std::string name;
   DType dtype = DType::kF32;
-  std::vector<Dim> shape;  // at most one dim depends on T or R
+  std::vector<Dim> shape;  // at most one dim depends on T or R (in a body: one on N, one on S)
   Dim numel;
 };
 
-// Row-major strides of a shape of which at most one dim depends on T or R.
+// Row-major strides of a shape whose dims are as in ValueSpec.
 std::vector<Dim> contiguous_strides(const std::vector<Dim>& shape);
 
 // A view of a value or a param, always with shape and strides written out.
@@ -47,7 +49,8 @@ struct OperandRef {
   enum class Kind : uint8_t { kAbsent, kValue, kParam };
   Kind kind = Kind::kAbsent;
   int32_t index = -1;
-  bool whole = false;  // the whole storage, contiguous
+  bool whole = false;   // the whole storage, contiguous
+  bool weight = false;  // a param that the op reads in packed form alone
   std::vector<Dim> shape, stride;
   Dim offset;
 };
@@ -61,6 +64,7 @@ struct InstructionSpec {
   std::vector<std::pair<int32_t, int32_t>> alias;  // (out position, in position)
   std::vector<InstructionSpec> parts;              // of a composite
   int32_t region = -1;                             // of op "region"
+  int32_t body = -1;                               // of op "over_keys"
   std::string source;
   std::string where;  // "instruction 12 (linear)", for messages
 };
@@ -70,6 +74,8 @@ struct NamedValue {
   int32_t value = -1;
 };
 
+struct BodySpec;
+
 struct ProgramSpec {
   int64_t vocab_size = 0, max_positions = 0;  // of the metadata; 0 where it does not say
   std::string metadata_json;                  // the whole object
@@ -78,6 +84,7 @@ struct ProgramSpec {
   std::vector<NamedValue> inputs, outputs;
   std::vector<StateSpec> states;
   std::vector<RegionProgram> regions;
+  std::vector<BodySpec> bodies;
   std::vector<InstructionSpec> instructions;
 
   // Value index of an input or output, -1 where there is none of that name.
@@ -91,6 +98,33 @@ struct ProgramSpec {
     }
     return -1;
   }
+};
+
+// An operand of an `over_keys` instruction as its body sees it.
+struct BodyInputSpec {
+  enum class Role : uint8_t { kQuery, kKey, kFixed };
+  Role role = Role::kFixed;
+  DType dtype = DType::kF32;
+  std::vector<Dim> outer;   // shape outside the body: [T, ...], or the same for a fixed one
+  int64_t token_numel = 0;  // elements of one token; of all of it for a fixed one
+  int32_t param = -1;       // index into program.params where instructions read it as a weight
+  bool read_as_value = false;
+};
+
+// The body of an `over_keys` instruction: a program of its own, whose T is N and whose R is S. Its inputs are
+// the operands, by number as name; those that are weights are params as well. Regions are those of the outer
+// program.
+struct BodySpec {
+  ProgramSpec program;
+  std::vector<BodyInputSpec> inputs;
+  std::vector<int32_t> outputs;  // value per result
+  int64_t block = 1, min_keys = 0;
+
+  int64_t num_blocks(int64_t num_keys) const {
+    const int64_t rows = num_keys > min_keys ? num_keys : min_keys;
+    return rows / block + (rows % block != 0);
+  }
+  int64_t min_blocks() const { return num_blocks(1); }
 };
 
 }  // namespace autodeploy

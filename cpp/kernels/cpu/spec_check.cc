@@ -16,6 +16,7 @@ std::string dim_text(const Dim& d) {
   };
   term(d.t, "T");
   term(d.r, "R");
+  term(d.tr, "T*R");
   // Appended piece by piece: GCC 12 warns wrongly about `literal + string` under -O3.
   if (d.constant != 0 || text.empty()) {
     if (!text.empty()) text += '+';

@@ -48,7 +48,7 @@ std::unique_ptr<Kernel> make_cat(const KernelSpec& spec, std::string*) {
     check.that(x.shape.size() == first.shape.size(), "operands of one rank", shape_text(x.shape));
     const Dim d = x.shape[static_cast<size_t>(dim)];
     check.shape(x, "operands that differ along `dim` alone", shape_with(first, dim, d));
-    total = Dim{total.constant + d.constant, total.t + d.t, total.r + d.r};
+    total = Dim{total.constant + d.constant, total.t + d.t, total.r + d.r, total.tr + d.tr};
   }
   const OperandSpec& y = check.output(0, "y", 1, 0, true);
   check.shape(y, "y", shape_with(first, dim, total));

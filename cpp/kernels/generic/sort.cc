@@ -73,7 +73,10 @@ std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const cha
   const OperandSpec& x = check.input(0, "x", 1, 0, true);
   SortState s{axis_attr(check, x), 0, spec.attrs.boolean(top ? "largest" : "descending"), 0};
   const Dim size = x.shape[static_cast<size_t>(s.dim)];
-  s.k = top ? check.integer("k", 1, check.static_dim(x, "x", static_cast<size_t>(s.dim))) : int64_t{1} << 62;
+  const int64_t least = !top           ? 0
+                        : spec.in_body ? size.eval(1, spec.min_rows)
+                                       : check.static_dim(x, "x", static_cast<size_t>(s.dim));
+  s.k = top ? check.integer("k", 1, least) : int64_t{1} << 62;
   const std::vector<Dim> shape = shape_with(x, s.dim, top ? fixed(s.k) : size);
   check.shape(check.output(0, "values", 1, 0, true), "values", shape);
   check.shape(check.output(1, "indices", 1, 0, true), "indices", shape);
