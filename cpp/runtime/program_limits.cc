@@ -12,6 +12,16 @@ template <class Fn>
 void for_each_table(const ProgramSpec& program, const std::vector<InstructionSpec>& instructions,
                     int32_t input, const Fn& fn) {
   for (const InstructionSpec& instruction : instructions) {
+    if (instruction.body >= 0) {
+      // Its operands are its body's inputs; those that are weights are the body's params.
+      const BodySpec& body = program.bodies[static_cast<size_t>(instruction.body)];
+      for (size_t i = 0; i < instruction.in.size(); ++i) {
+        const OperandRef& o = instruction.in[i];
+        if (o.kind != OperandRef::Kind::kValue || o.index != input) continue;
+        for_each_table(body.program, body.program.instructions, static_cast<int32_t>(i), fn);
+      }
+      continue;
+    }
     for_each_table(program, instruction.parts, input, fn);
     if (instruction.op != "embedding" || input < 0 || instruction.in.size() < 2) continue;
     const OperandRef &ids = instruction.in[0], &table = instruction.in[1];

@@ -308,8 +308,8 @@ class Reader {
       for (int64_t s : f.integers("states", 0, last_state, 16)) ins.states.push_back(static_cast<int32_t>(s));
     }
     if (f.has("source")) ins.source = f.text("source");
-    if (f.has("alias")) read_alias(f, &ins);
     check_schema(&ins, has_parts);
+    if (f.has("alias")) read_alias(f, &ins);
     if (has_parts) read_parts(f, &ins, depth);
     for (int32_t v : ins.out) {
       if (written(v) != Written::kNo) fail(ins.where, "results that nothing else writes", value_text(v));

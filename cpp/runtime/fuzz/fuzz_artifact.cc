@@ -34,10 +34,10 @@ struct OwnedParam {
   std::unique_ptr<uint8_t, void (*)(void*)> data{nullptr, std::free};
 };
 
-int64_t numel(const std::vector<Dim>& shape) {
+int64_t numel(const std::vector<Dim>& shape, int64_t rows = kMaxTokens) {
   int64_t n = 1;
   for (const Dim& d : shape) {
-    n *= d.eval(kMaxTokens, kMaxTokens);
+    n *= d.eval(kMaxTokens, rows);
     if (n > kMaxElements) return kMaxElements + 1;
   }
   return n;
@@ -64,6 +64,24 @@ bool is_small(const InstructionSpec& ins, const ProgramSpec& program) {
                      [&](const InstructionSpec& p) { return is_small(p, program); });
 }
 
+bool is_small(const BodySpec& body) {
+  const int64_t blocks = body.num_blocks(kMaxSeqLen);
+  if (blocks > kMaxElements || body.block > kMaxElements || body.program.values.size() > 1000) return false;
+  for (const BodyInputSpec& input : body.inputs) {
+    if (input.token_numel > kMaxElements || input.token_numel * blocks * body.block > kMaxElements)
+      return false;
+  }
+  for (const ValueSpec& v : body.program.values) {
+    if (numel(v.shape, blocks) > kMaxElements) return false;
+  }
+  for (const InstructionSpec& ins : body.program.instructions) {
+    for (const OperandRef& o : ins.in) {
+      if (o.kind != OperandRef::Kind::kAbsent && numel(o.shape, blocks) > kMaxElements) return false;
+    }
+  }
+  return true;
+}
+
 bool is_small(const ProgramSpec& program) {
   int64_t bytes = 0;
   for (const ParamSpec& p : program.params) {
@@ -78,6 +96,8 @@ bool is_small(const ProgramSpec& program) {
     }
   }
   return program.values.size() < 1000 &&
+         std::all_of(program.bodies.begin(), program.bodies.end(),
+                     [](const BodySpec& b) { return is_small(b); }) &&
          std::all_of(program.instructions.begin(), program.instructions.end(),
                      [&](const InstructionSpec& i) { return is_small(i, program); });
 }

@@ -20,6 +20,13 @@ def test_round_trip_and_schema(case):
     jsonschema.validate(data, schema)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_the_seeds_of_the_fuzz_target_are_these_programs(case, data_dir):
+    path = data_dir / "fuzz" / f"program_body_{case.name}.json"
+    program, _ = case.program()
+    assert json.loads(path.read_text()) == json.loads(json.dumps(program.to_json())), f"write {path} anew"
+
+
 def test_sizes_of_a_body_start_at_what_it_asks_for():
     scope = body_scope(4, 10)
     assert scope.least_rows == 3
