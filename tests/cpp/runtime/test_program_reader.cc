@@ -366,7 +366,7 @@ TEST(ProgramReader, RefusesDamagedBodies) {
        "operand 5] expected a whole param for a weight"},
       {"result of another shape",
        [&](Json& j) { j["values"][j["instructions"][0]["out"][0].get<size_t>()]["shape"] = {"T", 4}; },
-       "result 0] expected f32 [T, 4], found f32 [T, 3]"},
+       "result 0] expected f32 [T, 3], found f32 [T, 4]"},
       {"no state", [&](Json& j) { j["instructions"][0]["states"] = Json::array(); },
        "a state with one component per key input"},
       {"state of another shape", [&](Json& j) { j["states"][0]["components"][0]["shape"] = {8}; },
