@@ -64,7 +64,9 @@ def capture(
     constants = wide_constants(config, options, program)
     graph = program.graph_module.graph
     annotate(graph, files)
-    discharge(graph)
+    facts = _metadata(config)
+    limits = [x for x in (notes.longest, facts.get("max_positions")) if x is not None]
+    discharge(graph, min(limits, default=None))
     graph = functionalize(graph, stored_placeholders(program))
     ir = _as_ir(program, graph, constants)
     ir.parameter_names, ir.tied = shapes, tied
@@ -75,7 +77,8 @@ def capture(
     _drop_unused(ir)
     fold_sizes(ir.graph, ir.input("token_ids"))
     ir.graph_module.recompile()
-    ir.metadata.update(_metadata(config))
+    ir.metadata.update(facts)
+    _limit_positions(ir, notes.longest)
     ir.report.extend(sorted(notes.notes))
     if config is not whole:
         ir.report.append(f"the text part of {type(whole).__name__}: {type(model).__name__}")
@@ -108,6 +111,14 @@ def _metadata(config: PretrainedConfig) -> dict[str, Any]:
     if isinstance(positions, int) and positions > 0:
         facts["max_positions"] = positions
     return facts
+
+
+def _limit_positions(ir: ModelIR, longest: int | None) -> None:
+    """No sequence may be longer than the captured program is right for."""
+    allowed = ir.metadata.get("max_positions")
+    if longest is not None and (allowed is None or allowed > longest):
+        ir.metadata["max_positions"] = longest
+        ir.report.append(f"[capture] sequences of at most {longest} tokens: the model's code goes another way beyond")
 
 
 def _as_ir(program: ExportedProgram, graph: Graph, values: dict[str, ConstantInfo]) -> ModelIR:

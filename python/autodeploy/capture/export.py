@@ -66,19 +66,23 @@ class Prefill(torch.nn.Module):
 def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
     """The exported program with a symbolic number of tokens, and what the hooks noted.
 
-    What the model's code keeps in its modules while it runs is forgotten afterwards.
+    What the model's code keeps in its modules while it runs is forgotten afterwards. Where the code goes another way
+    for more than some number of tokens, and sequences cannot be that long or nothing says how long they may be, the
+    program is that of the way below, and `HookState.longest` the number.
 
     Raises:
         CaptureError: the model's Python code cannot be followed for a symbolic T, or changes parameters at every call.
     """
     failures: list[Exception] = []
-    for tokens in EXAMPLE_TOKENS:
+    attempts: list[tuple[int, int | None]] = [(tokens, None) for tokens in EXAMPLE_TOKENS]
+    while attempts:
+        tokens, longest = attempts.pop(0)
         try:
             with _attributes_restored(model):
-                program, notes = _export(model, tokens)
+                program, notes = _export(model, tokens, longest)
                 writes = parameter_writes(program)
                 if writes:
-                    _check_settles(model, tokens, len(writes))
+                    _check_settles(model, tokens, longest, len(writes))
             return program, notes
         except CaptureError:
             raise
@@ -87,20 +91,36 @@ def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
             if cause is not None:
                 raise cause from e
             failures.append(e)
-            if _is_final(e):
+            bound = _acceptable_bound(model, e)
+            if bound is not None and longest is None:
+                attempts.insert(0, (tokens, bound))
+            elif _is_final(e):
                 break
     raise CaptureError(f"[capture] {_explain(failures[-1])}") from failures[-1]
 
 
-def _export(model: PreTrainedModel, tokens: int, calls: int = 1) -> tuple[ExportedProgram, HookState]:
+def _acceptable_bound(model: PreTrainedModel, error: Exception) -> int | None:
+    """The largest number of tokens for which the model's code goes the captured way, if no longer sequence must be."""
+    bounds = _BOUNDS.search(str(error))
+    if bounds is None or bounds[2] == "IntInfinity" or int(bounds[1]) > 2:
+        return None
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    high = int(bounds[2])
+    return high if not isinstance(positions, int) or high >= positions else None
+
+
+def _export(
+    model: PreTrainedModel, tokens: int, longest: int | None = None, calls: int = 1
+) -> tuple[ExportedProgram, HookState]:
     example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
-    length = torch.export.Dim("T", min=2)
+    length = torch.export.Dim("T", min=2, max=longest)
     # Size-oblivious: PyTorch's own code asks whether sizes are 0 or 1 to choose strides and the like (of T - 1 rows:
     # whether T is 2); the ops mean the same either way, and branches of the model's code are still noted.
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     twin = functools.partial(build, model.config, BuildOptions(type(model)), torch.float32)
     watch = functools.partial(watching, model, model_files(model), twin)
     with capturing() as hooks, watch(hooks), torch.no_grad(), _quiet(), oblivious:
+        hooks.longest = longest
         program = torch.export.export(
             Prefill(model, hooks, calls),
             (example,),
@@ -123,9 +143,9 @@ def _attributes_restored(model: torch.nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _check_settles(model: PreTrainedModel, tokens: int, writes: int) -> None:
+def _check_settles(model: PreTrainedModel, tokens: int, longest: int | None, writes: int) -> None:
     """Called twice, a model that changes parameters must change them as often as called once."""
-    again, _ = _export(model, tokens, calls=2)
+    again, _ = _export(model, tokens, longest, calls=2)
     found = parameter_writes(again)
     if len(found) != writes:
         where = found[-1].meta.get("stack_trace", "").strip().splitlines()[-2:]

@@ -14,26 +14,26 @@ _SMALL = range(1, 66)
 _LARGE = (127, 1000, 4095, 4096, 4097, 32768, 131072, 1 << 20, (1 << 24) + 1)
 
 
-def discharge(graph: Graph) -> None:
-    """Removes run-time assertions about sizes that hold for every T >= 1.
+def discharge(graph: Graph, longest: int | None = None) -> None:
+    """Removes run-time assertions about sizes that hold for every T >= 1, up to `longest` where it is given.
 
     Raises:
         CaptureError: one fails for some T, or depends on the values of tensors; it names the model's line.
     """
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target is torch.ops.aten._assert_scalar.default:
-            _prove(node)
+            _prove(node, longest)
             graph.erase_node(node)
 
 
-def _prove(node: Node) -> None:
+def _prove(node: Node, longest: int | None) -> None:
     condition = node.args[0]
     value = condition.meta.get("val") if isinstance(condition, Node) else condition
     if isinstance(value, bool):
         expr: Any = sympy.true if value else sympy.false
     else:
         expr = value.node.expr
-    failing = counterexample(expr)
+    failing = counterexample(expr, longest)
     if failing is None:
         return
     line = node.meta.get("source", "an unknown line")
@@ -45,9 +45,10 @@ def _prove(node: Node) -> None:
     )
 
 
-def counterexample(expr: Any) -> int | None:
+def counterexample(expr: Any, longest: int | None = None) -> int | None:
     """A T >= 1 for which `expr` is false, None when there is none; 0 when `expr` has more in it than T.
 
+    No T above `longest` is tried, where it is given.
     Conditions on sizes are made of sums, products, quotients by constants, minima and comparisons: where truth changes,
     T is near one of their constants or a quotient of two of them, and those are tried beside small and large numbers.
     """
@@ -59,8 +60,11 @@ def counterexample(expr: Any) -> int | None:
     (symbol,) = symbols
     constants = {abs(int(n)) for n in expr.atoms(sympy.Integer)} | {1}
     near = {a // b + d for a in constants for b in constants if b for d in (-1, 0, 1)}
+    near |= {longest or 1}
     near |= {a * b + d for a in constants for b in constants for d in (-1, 0, 1)}
     for tokens in sorted({*_SMALL, *_LARGE, *(n for n in near if n >= 1)}):
+        if longest is not None and tokens > longest:
+            break
         if expr.xreplace({symbol: sympy.Integer(tokens)}) != sympy.true:
             return tokens
     return None

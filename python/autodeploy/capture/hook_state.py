@@ -15,9 +15,13 @@ IMPLEMENTATION = "autodeploy"  # the name under which attention, mask and expert
 
 @dataclasses.dataclass
 class HookState:
-    """One capture. `positions` [T] is set by the wrapper at the start of forward: it carries T to the mask op."""
+    """One capture. `positions` [T] is set by the wrapper at the start of forward: it carries T to the mask op.
+
+    `longest`: the most tokens that a sequence may have for the captured program to be the model's, if there is a limit.
+    """
 
     positions: torch.Tensor | None = None
+    longest: int | None = None
     notes: set[str] = dataclasses.field(default_factory=set)
 
 
