@@ -24,7 +24,8 @@ class SelectRows(Transform):
     1. The tail is every call that no token mixer depends on; the proof of the token axis says that it treats tokens
        one by one, so it may as well run on some of them.
     2. The values that the tail takes from the rest, its frontier, are selected: each must have its tokens as its first
-       dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail.
+       dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail, and so do all calls that
+       it depends on.
     3. Views of the frontier stay out of the tail: they cost nothing, and what they leave out need not be selected.
     4. A tensor of one value is not selected but made again with R rows.
     5. Shapes of the tail are inferred anew with R rows.
@@ -77,12 +78,22 @@ def _tail(ir: ModelIR) -> tuple[set[Node], set[Node]]:
             continue
         if all(x in tail or _selectable(x, axes[x]) for x in moving):
             tail.add(node)
+    while left := [x for x in tail if _stays_out(x, tail, axes)]:
+        tail.difference_update(left)
     for node in tail:
         frontier.update(x for x in node.all_input_nodes if x not in tail and n.has_tokens(x))
     for node in ir.output_nodes():
         if node not in tail:
             frontier.add(node)
     return tail, frontier
+
+
+def _stays_out(node: Node, tail: set[Node], axes: dict[Node, Any]) -> bool:
+    """Whether a call outside the tail needs its result for every token, or an operand from there cannot be selected."""
+    if any(user.op == "call_function" and user not in tail for user in node.users):
+        return True
+    moving = [x for x in node.all_input_nodes if n.has_tokens(x) and not _is_uniform(x)]
+    return not all(x in tail or _selectable(x, axes[x]) for x in moving)
 
 
 def _is_uniform(x: Node) -> bool:

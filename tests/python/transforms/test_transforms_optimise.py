@@ -218,6 +218,31 @@ def test_rows_of_tensors_that_are_made():
     assert torch.allclose(found, everything[[0, 8]], atol=1e-6)
 
 
+class _Streams(nn.Module):
+    """Streams of a mixer's tokens as rows: they cannot be selected, nor can what meets them; what follows can."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x):
+        shifted = torch.nn.functional.pad(x, (0, 0, 1, -1))
+        rows = shifted.reshape(-1, 4).softmax(-1) * self.gate(x).reshape(-1, 4)
+        return rows.reshape(x.shape) + self.gate(x)
+
+
+def test_rows_that_meet_streams_stay():
+    ir = canonical(capture(Tail(_Streams())))
+    weights = random_weights(ir)
+    ids = torch.arange(9)
+    everything = run(ir, weights, ids)
+    assert SelectRows().run(ir)
+    found = run(ir, weights, ids, batch=Batch.of([9], rows=[0, 8]))
+    assert torch.allclose(found, everything[[0, 8]], atol=1e-6)
+    (head,) = [x for x in ir.graph.nodes if "autodeploy.linear" in str(x.target)][-1:]
+    assert str(head.meta["val"].shape[0]) != str(ir.T)
+
+
 # --- states
 
 
