@@ -24,8 +24,8 @@ class SelectRows(Transform):
     1. The tail is every call that no token mixer depends on; the proof of the token axis says that it treats tokens
        one by one, so it may as well run on some of them.
     2. The values that the tail takes from the rest, its frontier, are selected: each must have its tokens as its first
-       dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail, and so do all calls that
-       it depends on.
+       dim and be of a floating dtype; a call whose operands cannot be selected stays out of the tail, and so do all
+       calls that it depends on.
     3. Views of the frontier stay out of the tail: they cost nothing, and what they leave out need not be selected.
     4. A tensor of one value is not selected but made again with R rows.
     5. Shapes of the tail are inferred anew with R rows.
