@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # What a configuration has parts for that are no text.
 _OTHER = ("vision", "image", "video", "audio", "speech", "vq")
 
+
 def text_part(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the text model within `config` (a copy), or `config` itself.
 

@@ -132,9 +132,7 @@ def judge_steps(
     return judged, blame
 
 
-def _forgive(
-    check: Check, expected: Sequence[Expected], model: torch.nn.Module, ties: dict[int, int | None]
-) -> Judged:
+def _forgive(check: Check, expected: Sequence[Expected], model: torch.nn.Module, ties: dict[int, int | None]) -> Judged:
     """Takes wrong rows behind a tie in the reference's selections for ties; `ties` keeps what was found per request.
 
     A check that is left with fewer than half of its rows says too little, and stays wrong.

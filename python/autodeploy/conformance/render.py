@@ -175,5 +175,3 @@ def _unused(results: Mapping[str, Result]) -> str:
             shown = ", ".join(f"`{k}` {v}" for k, v in unused["prefixes"].items())
             rows.append((name, unused["count"], shown))
     return _rows(("type", "tensors", "by prefix"), rows) if rows else "Every tensor of every checkpoint is used."
-
-

@@ -185,4 +185,3 @@ def prefixes(names: list[str]) -> dict[str, int]:
         if len(counts) <= 8 or depth == 1:
             return dict(counts)
     return {}
-
