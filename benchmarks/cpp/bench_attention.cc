@@ -18,7 +18,7 @@ void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64
   Tensor out = over_tokens(make_tensor({total, hq, d}));
   KernelSpec spec;
   spec.op = "attention";
-  spec.in = {spec_of(q), spec_of(k), spec_of(v), OperandSpec{}};
+  spec.in = {spec_of(q), spec_of(k), spec_of(v), {}, {}, {}, {}};
   spec.out = {spec_of(out)};
   spec.attrs.set("scale", 0.125);
   spec.attrs.set("causal", true);

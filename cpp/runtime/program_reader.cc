@@ -390,7 +390,7 @@ class Reader {
     if (!schema) return;
     if (schema->variadic) {
       if (schema->num_out >= 0 && ins->in.empty()) fail(ins->where, "at least one operand", "none");
-    } else if (ins->in.size() != schema->in.size()) {
+    } else if (!add_absent_operands(*schema, ins)) {
       fail(ins->where, detail::concat(schema->in.size(), " operands (null where absent)"),
            detail::concat(ins->in.size()));
     }
@@ -556,6 +556,17 @@ class Reader {
                    [](const auto& a, const auto& b) { return a.shape == b.shape && a.dtype == b.dtype; });
     if (!same)
       fail(ins->where, "a state with one component per key input, of its shape and dtype", "another");
+  }
+
+  // Trailing optional operands that an older version of the format did not have may be missing. False when the
+  // number of operands is not the op's.
+  static bool add_absent_operands(const OpSchema& schema, InstructionSpec* ins) {
+    if (ins->in.size() > schema.in.size()) return false;
+    for (size_t i = ins->in.size(); i < schema.in.size(); ++i) {
+      if (!schema.in[i].optional) return false;
+    }
+    ins->in.resize(schema.in.size());
+    return true;
   }
 
   void check_attrs(const OpSchema& schema, const InstructionSpec& ins) {

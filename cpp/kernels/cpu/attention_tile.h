@@ -38,7 +38,14 @@ struct AttendTile {
   const float* q = nullptr;  // [rows, D], times the scale
   int64_t key_begin = 0, key_end = 0;
   int64_t low[kAttendRows], high[kAttendRows];
-  float softcap = 0;        // 0: none
+  float softcap = 0;  // 0: none
+  // Added to the scores of row r where `biased`: slope[r] * (key - query[r]), and table[r][query[r] - key]
+  // where that distance is in [0, reach).
+  bool biased = false;
+  int64_t reach = 0;
+  int64_t query[kAttendRows];
+  float slope[kAttendRows];
+  const float* table[kAttendRows];
   float* scores = nullptr;  // [rows, kKeyBlock], scratch
   float* panels = nullptr;  // [kKeyBlock/16, D, 16], scratch where keys are not stored in panels
   float* o = nullptr;       // [rows, Dv]

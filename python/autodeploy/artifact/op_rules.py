@@ -131,12 +131,26 @@ def _gated_delta_rule(s: Site) -> None:
 
 
 def _attention(s: Site) -> None:
-    heads, kv_heads = s.operand(0).shape[1], s.operand(1).shape[1]
+    components = {c.name: c.shape for c in s.program.states[s.ins.states[0]].components}
+    s.need((s.operands[1] is None) == (s.operands[2] is None), "keys and values, or neither", "one of them")
+    if s.operands[1] is not None:
+        expected = {"k": s.operand(1).shape[1:], "v": s.operand(2).shape[1:]}
+        s.need(components == expected, f"a state of components {expected}", components)
+    heads, width = s.operand(0).shape[1:]
+    ok = set(components) == {"k", "v"} and all(len(c) == 2 for c in components.values())
+    s.need(ok, "a state of components k [heads, width] and v [heads, width]", components)
+    kv_heads = components["k"][0]
     ok = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     s.need(ok, f"a number of KV heads that divides {heads} heads", kv_heads)
-    components = {c.name: c.shape for c in s.program.states[s.ins.states[0]].components}
-    expected = {"k": s.operand(1).shape[1:], "v": s.operand(2).shape[1:]}
-    s.need(components == expected, f"a state of components {expected}", components)
+    s.need(components["k"][1] == width, f"keys as wide as the queries, {width}", components["k"][1])
+    expected_out = (heads, components["v"][1])
+    s.need(s.results[0].shape[1:] == expected_out, f"a result [T, {heads}, {expected_out[1]}]", list(s.results[0].shape))
+    table = s.operands[5]
+    s.need(table is None or isinstance(table.shape[2], int), "a bias_table of a fixed reach", table and table.shape)
+    lists = s.operands[6]
+    if lists is not None:
+        s.need(isinstance(lists.shape[-1], int), "lists of a fixed length", list(lists.shape))
+        s.need(len(lists.shape) == 2 or lists.shape[1] == kv_heads, f"lists for {kv_heads} heads", list(lists.shape))
 
 
 def _causal_conv1d(s: Site) -> None:

@@ -74,7 +74,15 @@ OPS: dict[str, OpSpec] = {
     "select_rows": OpSpec((In("x", "T H", ANY),), ("R H",), {}),
     # Canonical, token mixers.
     "attention": OpSpec(
-        (In("q", "T Hq D"), In("k", "T Hkv D"), In("v", "T Hkv Dv"), In("sinks", "Hq", optional=True)),
+        (
+            In("q", "T Hq D"),
+            In("k", "T Hkv D", optional=True),
+            In("v", "T Hkv Dv", optional=True),
+            In("sinks", "Hq|T Hq", optional=True),
+            In("slopes", "Hq", optional=True),
+            In("bias_table", "T Hq R1", optional=True),
+            In("indices", "T N|T Hkv N", "i64", optional=True),
+        ),
         ("T Hq Dv",),
         {"scale": "float", "causal": "bool", "window": "int", "chunk": "int", "softcap": "float"},
         ("paged",),

@@ -13,6 +13,7 @@ from typing import Any
 from .dims import Dim
 from .errors import ArtifactError
 from .fields import Fields
+from .op_table import OPS
 
 FORMAT = "autodeploy.program"
 VERSION = (1, 0)
@@ -287,7 +288,7 @@ def _instruction_from_json(f: Fields, depth: int) -> Instruction:
         parts = [_instruction_from_json(p, depth - 1) for p in f.items("parts")]
     return Instruction(
         op=f.text("op"),
-        inputs=[None if o is None else _operand_from_json(o) for o in f.optional_items("in")],
+        inputs=_with_absent(f.text("op"), [None if o is None else _operand_from_json(o) for o in f.optional_items("in")]),
         outputs=list(f.ints("out")),
         attrs=f.attrs("attrs"),
         states=list(f.ints("states")) if f.has("states") else [],
@@ -295,6 +296,15 @@ def _instruction_from_json(f: Fields, depth: int) -> Instruction:
         parts=parts,
         source=f.text("source") if f.has("source") else "",
     )
+
+
+def _with_absent(op: str, operands: list[Operand | None]) -> list[Operand | None]:
+    """Operands with the trailing optional ones that an older version of the format did not have."""
+    spec = OPS.get(op)
+    if spec is None or spec.variadic:
+        return operands
+    later = spec.inputs[len(operands) :]
+    return operands + [None] * len(later) if all(rule.optional for rule in later) else operands
 
 
 def number_to_json(x: Any) -> Any:

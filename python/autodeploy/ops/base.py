@@ -159,6 +159,12 @@ class StateStore:
             raise ValueError(f"[state] expected a state in slot {seq.slot} of {seq.past} tokens, found none")
         return self._by_slot[seq.slot]
 
+    def written(self, seq: SequenceSlice) -> dict[str, torch.Tensor]:
+        """Components that an earlier call of the same step has written."""
+        if seq.slot not in self._by_slot:
+            raise ValueError(f"[state] expected a state in slot {seq.slot} written in this step, found none")
+        return self._by_slot[seq.slot]
+
     def write(self, seq: SequenceSlice, **components: torch.Tensor) -> None:
         self._by_slot[seq.slot] = {name: x.detach().clone() for name, x in components.items()}
 
@@ -223,6 +229,10 @@ class Op:
 
     def samples(self) -> Iterator[Sample]:
         raise NotImplementedError
+
+    def is_fixed(self, name: str, x: torch.Tensor) -> bool:
+        """Whether an operand does not depend on tokens, where `fixed_operands` says "sometimes"."""
+        return name in self.fixed_operands
 
     # --- common to all
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> dict[str, Any]:

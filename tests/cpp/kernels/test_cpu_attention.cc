@@ -131,7 +131,7 @@ KernelSpec make_spec(const Geometry& g, const Tensor& q, const Tensor& k, const 
                      const Tensor& sinks, const Tensor& out, double scale) {
   KernelSpec spec;
   spec.op = "attention";
-  spec.in = {spec_of(q), spec_of(k), spec_of(v), g.sinks ? spec_of(sinks) : OperandSpec{}};
+  spec.in = {spec_of(q), spec_of(k), spec_of(v), g.sinks ? spec_of(sinks) : OperandSpec{}, {}, {}, {}};
   spec.out = {spec_of(out)};
   spec.attrs.set("scale", scale);
   spec.attrs.set("causal", g.causal);

@@ -156,7 +156,7 @@ def small_model(token_ids: torch.Tensor, positions: torch.Tensor, *params: torch
         q, k, v = ops.linear(y, qkv, None).split([16, 8, 8], -1)
         q, k, v = (z.view(1, -1, z.shape[-1] // 4, 4).transpose(1, 2) for z in (q, k, v))
         q, k = (ops.rope(z.transpose(1, 2)[0], cos, sin) for z in (q, k))
-        attended = ops.attention(q, k, v.transpose(1, 2)[0], None, 0.5)
+        attended = ops.attention(q, k, v.transpose(1, 2)[0], None, None, None, None, 0.5)
         x = ops.linear(attended.reshape(1, -1, 16), out, None)
         y, residual = ops.add_rms_norm(x, residual, w2, 1e-5)
         gate, lifted = ops.linear(y, up, None).chunk(2, -1)

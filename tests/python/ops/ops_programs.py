@@ -81,7 +81,7 @@ def program_of(name: str, sample: Sample) -> OneOp:
         x = step.operands[operand]
         if x is None:
             operands.append(None)
-        elif operand in op.fixed_operands:
+        elif op.is_fixed(operand, x):
             operands.append(made.param(operand, x))
         else:
             operands.append(made.input(operand, x, (dim_of(x.shape[0], tokens), *x.shape[1:])))

@@ -39,15 +39,67 @@ def check_steps(op, sequences, fixed, attrs, steps):
     lengths_and_steps(),
     st.sampled_from([(4, 2, 8, 8), (3, 3, 4, 6), (4, 1, 6, 3)]),
     st.sampled_from([{}, {"window": 1}, {"window": 4}, {"chunk": 3}, {"softcap": 1.5}, {"window": 5, "softcap": 2.0}]),
-    st.booleans(),
+    st.sets(st.sampled_from(["sinks", "token_sinks", "slopes", "table", "lists", "lists_of_heads"])),
 )
-def test_attention_in_any_steps(plan, heads, options, has_sinks):
+def test_attention_in_any_steps(plan, heads, options, forms):
     lengths, steps = plan
     q_heads, kv_heads, width, value_width = heads
     shapes = {"q": (q_heads, width), "k": (kv_heads, width), "v": (kv_heads, value_width)}
     attrs = {"scale": 0.4, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0} | options
-    fixed = {"sinks": random(5, q_heads) if has_sinks else None}
-    check_steps(OPS["attention"], sequences_of(lengths, shapes), fixed, attrs, steps)
+    fixed = {
+        "sinks": random(5, q_heads) if "sinks" in forms else None,
+        "slopes": random(6, q_heads) if "slopes" in forms else None,
+        "bias_table": None,
+        "indices": None,
+    }
+    if "token_sinks" in forms:
+        shapes["sinks"] = (q_heads,)
+    if "table" in forms:
+        shapes["bias_table"] = (q_heads, 3)
+    if "lists" in forms or "lists_of_heads" in forms:
+        shapes["indices"] = (kv_heads, 4) if "lists_of_heads" in forms else (4,)
+    sequences = sequences_of(lengths, shapes)
+    for rows in sequences.values():
+        if "indices" in rows:  # places from -1 to 8, before the token or not, some of them twice
+            rows["indices"] = (rows["indices"].abs() * 4).long() - 1
+    check_steps(OPS["attention"], sequences, {n: x for n, x in fixed.items() if n not in shapes}, attrs, steps)
+
+
+def test_attention_reads_what_an_earlier_call_has_put_into_the_state():
+    op = OPS["attention"]
+    q, k, v = random(1, 7, 4, 8), random(2, 7, 2, 8), random(3, 7, 2, 6)
+    rest = [None, None, None, None, 0.3, True, 3, 0, 0.0]
+    states = op.make_states(q, k, v, *rest)
+    whole = op.reference(Batch.of([7]), op.make_states(q, k, v, *rest), q, k, v, *rest)
+    for batch, rows in zip(schedule({1: 4}, {1: 1}, {1: 2}), (slice(0, 4), slice(4, 5), slice(5, 7)), strict=True):
+        first = op.reference(batch, states, q[rows], k[rows], v[rows], *rest)
+        again = op.reference(batch, states, q[rows], None, None, *rest)
+        assert torch.equal(first, again)
+        torch.testing.assert_close(first, whole[rows], **TOLERANCE)
+
+
+def test_attention_adds_bias_by_distance():
+    q, k, v = (random(i, 5, 2, 4) for i in range(3))
+    slopes, table = torch.tensor([-0.5, 0.25]), random(4, 5, 2, 3)
+    i, j = torch.arange(5)[:, None], torch.arange(5)[None, :]
+    bias = slopes[:, None, None] * (j - i)
+    for distance in range(3):
+        bias = bias + torch.where(i - j == distance, table[:, :, distance].T[:, :, None], 0.0)
+    seen = torch.where(j <= i, 0.0, -math.inf)
+    by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*by_head, attn_mask=bias + seen, scale=0.5)
+    found = torch.ops.autodeploy.attention(q, k, v, None, slopes, table, None, 0.5)
+    torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
+
+
+def test_attention_sees_listed_keys_alone():
+    q, k, v = (random(i, 4, 2, 4) for i in range(3))
+    lists = torch.tensor([[0, 3], [-1, 0], [1, 1], [9, 2]])
+    seen = torch.tensor([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]).bool()
+    by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*by_head, attn_mask=seen, scale=0.5)
+    found = torch.ops.autodeploy.attention(q, k, v, None, None, None, lists, 0.5)
+    torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
 
 
 @settings(max_examples=40)
@@ -92,7 +144,7 @@ def test_attention_is_scaled_dot_product_attention(causal, heads, kv_heads):
     q, k, v = random(1, 9, heads, 16), random(2, 9, kv_heads, 16), random(3, 9, kv_heads, 24)
     by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*by_head, is_causal=causal, scale=0.3, enable_gqa=heads != kv_heads)
-    found = torch.ops.autodeploy.attention(q, k, v, None, 0.3, causal)
+    found = torch.ops.autodeploy.attention(q, k, v, None, None, None, None, 0.3, causal)
     torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
 
 
@@ -107,17 +159,17 @@ def test_windows_and_chunks_are_masks(window, chunk):
         seen &= i // chunk == j // chunk
     by_head = [x.transpose(0, 1)[None] for x in (q, k, v)]
     expected = F.scaled_dot_product_attention(*by_head, attn_mask=seen, scale=0.5)
-    found = torch.ops.autodeploy.attention(q, k, v, None, 0.5, True, window, chunk)
+    found = torch.ops.autodeploy.attention(q, k, v, None, None, None, None, 0.5, True, window, chunk)
     torch.testing.assert_close(found, expected[0].transpose(0, 1), **TOLERANCE)
 
 
 def test_sinks_take_a_share_and_softcap_bounds_scores():
     q, k = torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)
     v = torch.ones(2, 1, 3)
-    found = torch.ops.autodeploy.attention(q, k, v, torch.tensor([0.0]), 1.0)
+    found = torch.ops.autodeploy.attention(q, k, v, torch.tensor([0.0]), None, None, None, 1.0)
     torch.testing.assert_close(found[:, 0, 0], torch.tensor([1 / 2, 2 / 3]))
     q, k = torch.full((2, 1, 4), 50.0), torch.tensor([[[50.0] * 4], [[-50.0] * 4]])
-    found = torch.ops.autodeploy.attention(q, k, torch.tensor([[[1.0]], [[0.0]]]), None, 1.0, softcap=0.5)
+    found = torch.ops.autodeploy.attention(q, k, torch.tensor([[[1.0]], [[0.0]]]), *[None] * 4, 1.0, softcap=0.5)
     torch.testing.assert_close(found[1, 0, 0], torch.sigmoid(torch.tensor(1.0)))
 
 
@@ -162,7 +214,7 @@ def test_ssd_is_its_closed_form():
 def test_shapes_that_do_not_fit_are_named():
     q, k = torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)
     with pytest.raises(ValueError, match=r"\[attention\] expected q \[T, Hq, D\]"):
-        torch.ops.autodeploy.attention(q, k, k, None, 1.0)
+        torch.ops.autodeploy.attention(q, k, k, *[None] * 4, 1.0)
     x, bc = torch.zeros(2, 3, 4), torch.zeros(2, 2, 4)
     with pytest.raises(ValueError, match=r"\[ssd\] expected x \[T, H, P\]"):
         torch.ops.autodeploy.ssd(x, torch.zeros(2, 3), torch.zeros(3), bc, bc, None, None, False, 0.0, 1.0)

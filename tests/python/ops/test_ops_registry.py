@@ -97,7 +97,7 @@ def test_memory_tells_another_graph():
         torch.ops.autodeploy.causal_conv1d(x, w, None, "")
     q = torch.randn(1, 1, 4)
     with running(Batch.of([1], past=[2]), memory), pytest.raises(ValueError, match="to be causal_conv1d"):
-        torch.ops.autodeploy.attention(q, q, q, None, 1.0)
+        torch.ops.autodeploy.attention(q, q, q, None, None, None, None, 1.0)
 
 
 def test_a_missing_state_is_an_error_and_a_stale_one_is_not_read():

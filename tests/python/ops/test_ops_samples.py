@@ -26,8 +26,9 @@ def check(what: str, found: list[torch.Tensor], expected: list[torch.Tensor], to
 
 def steps_of(name: str, sample: Sample):
     op = OPS[name]
-    names = [n for n in op.operands if n not in op.fixed_operands]
-    return [(s.batch, {n: s.operands[n] for n in names if s.operands[n] is not None}) for s in sample.steps]
+    return [
+        (s.batch, {n: x for n, x in s.operands.items() if x is not None and not op.is_fixed(n, x)}) for s in sample.steps
+    ]
 
 
 @pytest.mark.parametrize("name", CANONICAL)

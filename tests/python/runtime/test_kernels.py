@@ -23,7 +23,7 @@ def has_lead(op: Op, name: str, x: torch.Tensor) -> bool:
     """Whether the operand's first dim depends on the step: not of a fixed operand, nor of `M*` with nothing before."""
     rule = next(r for r in OP_TABLE[op.name].inputs if r.name == name)
     inner = len(rule.shape.split()) - 1 if rule.shape.startswith("M*") else None
-    return name not in op.fixed_operands and x.dim() > 0 and x.dim() != inner
+    return not op.is_fixed(name, x) and x.dim() > 0 and x.dim() != inner
 
 
 def make_case(op: Op, sample: Sample, stored: dict[str, StoredParam], joined: bool) -> Case:
@@ -36,7 +36,7 @@ def make_case(op: Op, sample: Sample, stored: dict[str, StoredParam], joined: bo
         x = step.operands.get(name)
         if x is None:
             case.inputs.append(None)
-        elif name in op.fixed_operands:
+        elif op.is_fixed(name, x):
             case.add_param(name, stored.get(name) or StoredParam.of(x))
         elif name in widths:
             total, offset = sum(widths.values()), 0
@@ -82,7 +82,7 @@ def step_inputs(op: Op, operands: dict[str, torch.Tensor | None], widths: dict[s
     inputs = {
         n: x.contiguous().numpy()
         for n, x in operands.items()
-        if x is not None and n not in op.fixed_operands and n not in widths
+        if x is not None and not op.is_fixed(n, x) and n not in widths
     }
     if widths:
         inputs["joined"] = torch.cat([operands[n].flatten(1) for n in widths], 1).numpy()

@@ -98,7 +98,7 @@ def test_mixers_stay_apart():
 
     def twice(x, pos, p):
         heads = x[0].view(-1, 2, 4)
-        return (q(heads, heads, heads, None, 1.0) + q(heads, heads, heads, None, 1.0)).view(1, -1, 8)
+        return (q(heads, heads, heads, *[None] * 4, 1.0) + q(heads, heads, heads, *[None] * 4, 1.0)).view(1, -1, 8)
 
     ir = capture_function(twice)
     check(ir, CommonSubexpressions(), again=False)
