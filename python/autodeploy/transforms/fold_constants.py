@@ -46,7 +46,9 @@ class FoldConstants(Transform):
                 known[node] = found
         changed = False
         for node in list(ir.graph.nodes):
-            if node.op == "call_function" and node in known and any(user not in known for user in node.users):
+            if node.op != "call_function" or node not in known or n.dtype_of(node) not in DTYPES:
+                continue
+            if any(user not in known for user in node.users):
                 replace(node, _placeholder(ir, node, known[node]))
                 changed = True
         changed = bool(erase_dead(ir.graph)) or changed
@@ -84,7 +86,7 @@ def _known(ir: ModelIR, node: Node, known: dict[Node, _Known]) -> _Known | None:
         return None
     if not n.is_tensor(node) or n.has_tokens(node) or node.op != "call_function":
         return None
-    if n.dtype_of(node) not in DTYPES or n.size_inputs(node) or "rand" in n.op_name(node):
+    if n.dtype_of(node).is_complex or n.size_inputs(node) or "rand" in n.op_name(node):
         return None
     if not n.op_name(node).startswith("aten.") and n.op_name(node) != n.GETITEM:
         return None
@@ -107,7 +109,8 @@ def _computed(node: Node, known: dict[Node, _Known]) -> _Known | None:
         result = node.target(*args, **kwargs).contiguous().clone()
     if result.dtype in (torch.bfloat16, torch.float16, torch.float64):
         result = result.float()
-    return _Known(DTYPES[value.dtype], tuple(result.shape), value=result, name=_stem(node, known))
+    dtype = DTYPES.get(value.dtype, "f32" if value.dtype.is_floating_point else "i64")
+    return _Known(dtype, tuple(result.shape), value=result, name=_stem(node, known))
 
 
 def _wide(x: Any) -> Any:
@@ -127,6 +130,8 @@ def _stem(node: Node, known: dict[Node, _Known]) -> str:
 def _expression(ir: ModelIR, node: Node, known: dict[Node, _Known]) -> _Known | None:
     """Rule 2."""
     shape = tuple(int(s) for s in n.shape_of(node))
+    if n.dtype_of(node) not in DTYPES:
+        return None
     dtype = DTYPES[n.dtype_of(node)]
     expr = _expr_of(ir, node, known)
     if expr is None:

@@ -9,15 +9,14 @@ import torch
 from torch.fx import Node
 
 from ..ir import ModelIR
-from ..ops import OPS, op_of
 from . import nodes as n
+from .attention_masks import RESHAPES, hidden_kind, is_hidden, mask_kind, same_square
+from .attention_terms import Terms, read_added
 from .base import Transform
 from .forms import sizes
 from .nodes import aten, canonical
 from .rewrite import Rewriter, erase_dead, replace
-
-_HIDDEN = -1e4  # what is added to scores to hide a key is at most this
-_RESHAPES = ("aten.reshape", "aten.view", "aten.unsqueeze", "aten.squeeze", "aten.expand")
+from .token_forms import constant_number
 
 
 class RaiseAttention(Transform):
@@ -25,8 +24,9 @@ class RaiseAttention(Transform):
 
     1. Upwards from the softmax over keys: conversions, reshapes of leading dims, products with and quotients by
        numbers, a maximum with a very negative number, masks, and c * tanh(s / c) (a soft cap) around q @ k^T.
-    2. A mask is the opaque mask node, unchanged but for its shape, as booleans (where, masked_fill) or as numbers to
-       add (0 where a key is seen, very negative where not); or a lower triangle of constants, cut to T x T.
+    2. A mask is the opaque mask node, unchanged but for its shape, or is made from token places (tril, triu,
+       comparisons), or a triangle of constants cut to T x T; as booleans (where, masked_fill) or as numbers to add
+       (0 where a key is seen, very negative where not), before or after other numbers (`attention_terms`).
     3. The probabilities may be converted before they meet v. Leading dims must be one of heads and others of size 1.
     4. Keys and values may have fewer heads than queries when these are a multiple (one key head for all queries).
     5. What does not fit stays, and the proof of the token axis refuses it with its line.
@@ -43,8 +43,8 @@ class RaiseAttention(Transform):
                 continue
             scores = _Scores()
             product = _values_product(node)
-            if product is not None and scores.read(ir, node.args[0]) and _emit(rewriter, node, scores, product):
-                changed = True
+            if product is not None and scores.read(rewriter, node.args[0], node):
+                changed = _emit(rewriter, node, scores, product) or changed
         return bool(erase_dead(ir.graph)) or changed
 
 
@@ -52,62 +52,78 @@ class RaiseAttention(Transform):
 class _Scores:
     """What stands between q @ k^T and the softmax."""
 
+    terms: Terms = field(default_factory=Terms)
     product: Node | None = None
     scale: float = 1.0
     softcap: float = 0.0
-    kinds: list[dict[str, int]] = field(default_factory=list)
 
-    def read(self, ir: ModelIR, node: Node) -> bool:
+    def read(self, r: Rewriter, node: Node, before: Node) -> bool:
         """Follows scores up to their product; False when something does not fit."""
         while self.product is None:
-            following = self._step(ir, n.without_casts(node))
+            following = self._step(r, n.without_casts(node), before)
             if following is None:
                 return False
             node = following
-        return bool(self.kinds)
+        return bool(self.terms.kinds)
 
-    def _step(self, ir: ModelIR, x: Node) -> Node | None:
+    def _step(self, r: Rewriter, x: Node, before: Node) -> Node | None:
         if n.is_op(x, "aten.matmul", "aten.bmm"):
             self.product = x
             return x
         if n.is_op(x, "aten.baddbmm"):
-            a = n.bound(x)
-            if not _is_zero(a["self"]) and a["beta"] != 0:
-                return None
-            self.scale *= float(a["alpha"])
-            self.product = x
-            return x
-        if n.op_name(x) in _RESHAPES:
-            same = [str(s) for s in n.shape_of(x)[-2:]] == [str(s) for s in n.shape_of(x.args[0])[-2:]]
-            return x.args[0] if same else None
+            return self._product_with_bias(r, x, before)
+        if n.op_name(x) in RESHAPES:
+            return x.args[0] if same_square(x, x.args[0]) else None
         if n.is_op(x, "aten.mul", "aten.div"):
-            return self._scaled(x)
+            return self._scaled(r, x)
         if n.is_op(x, "aten.add") and not x.kwargs:
-            for scores, mask in (x.args, x.args[::-1]):
-                kind = _added_mask(ir, mask) if isinstance(mask, Node) else None
-                if kind is not None and isinstance(scores, Node):
-                    self.kinds.append(kind)
-                    return scores
-            return None
+            return self._added(r, x, before)
         if n.is_op(x, "aten.where", "aten.masked_fill"):
-            return self._hidden(ir, x)
+            return self._hidden(r.ir, x)
         if n.is_op(x, "aten.maximum", "aten.clamp", "aten.clamp_min"):
-            bound = x.args[1]
-            return x.args[0] if _number_of(ir, bound) is not None and _number_of(ir, bound) <= _HIDDEN else None
+            return x.args[0] if is_hidden(constant_number(r.ir, x.args[1])) else None
         return None
 
-    def _scaled(self, x: Node) -> Node | None:
-        number = n.number(x.args[1])
-        if number is None or not number:
+    def _product_with_bias(self, r: Rewriter, x: Node, before: Node) -> Node | None:
+        a = n.bound(x)
+        beta, zero = float(a["beta"]), constant_number(r.ir, a["self"]) == 0
+        if beta and not zero:
+            if self.softcap or not read_added(r, a["self"], self.terms, self.scale * beta, before):
+                return None
+        self.scale *= float(a["alpha"])
+        self.product = x
+        return x
+
+    def _added(self, r: Rewriter, x: Node, before: Node) -> Node | None:
+        if self.softcap or not all(isinstance(y, Node) for y in x.args):
+            return None
+        for scores, added in (x.args, x.args[::-1]):
+            terms = Terms()
+            if not _is_scores(scores) or _is_scores(added):
+                continue
+            if read_added(r, added, terms, self.scale, before):
+                self.terms.kinds += terms.kinds
+                self.terms.slopes += terms.slopes
+                self.terms.tables += terms.tables
+                return scores
+        return None
+
+    def _scaled(self, r: Rewriter, x: Node) -> Node | None:
+        number = constant_number(r.ir, x.args[1])
+        if number is None and n.is_op(x, "aten.mul") and isinstance(x.args[1], Node):
+            # 1 where seen and 0 where not, of keys that are hidden behind it.
+            kind = mask_kind(r.ir, x.args[1])
+            return x.args[0] if kind is not None and kind in self.terms.kinds else None
+        if not number:
             return None
         inner = n.without_casts(x.args[0])
         if n.is_op(inner, "aten.tanh") and n.is_op(x, "aten.mul"):
             capped = n.without_casts(inner.args[0])
-            divided = n.is_op(capped, "aten.div", "aten.mul") and n.number(capped.args[1])
-            if not divided or self.softcap:
+            divisor = n.number(capped.args[1]) if n.is_op(capped, "aten.div", "aten.mul") else None
+            if not divisor or self.softcap or self.scale != 1.0:
                 return None
-            factor = float(capped.args[1]) if n.is_op(capped, "aten.div") else 1 / float(capped.args[1])
-            if not math.isclose(factor, number, rel_tol=1e-6) or self.scale != 1.0:
+            factor = float(divisor) if n.is_op(capped, "aten.div") else 1 / float(divisor)
+            if not math.isclose(factor, number, rel_tol=1e-6):
                 return None
             self.softcap = float(number)
             return capped.args[0]
@@ -118,97 +134,36 @@ class _Scores:
         """where(seen, scores, very negative), or masked_fill(scores, hidden, very negative)."""
         if n.is_op(x, "aten.where"):
             seen, scores, value = x.args
-            kind = _mask_kind(ir, seen)
+            kind = mask_kind(ir, seen)
+            if not isinstance(scores, Node) or not _is_scores(scores):
+                scores, value = value, scores
+                kind = hidden_kind(ir, seen)
         else:
             scores, hidden, value = x.args
-            kind = _mask_kind(ir, hidden.args[0]) if n.is_op(hidden, "aten.bitwise_not", "aten.logical_not") else None
-        number = _number_of(ir, value)
-        if kind is None or number is None or number > _HIDDEN:
+            kind = hidden_kind(ir, hidden)
+        if kind is None or not is_hidden(constant_number(ir, value)):
             return None
-        self.kinds.append(kind)
+        self.terms.kinds.append(kind)
         return scores
 
 
-def _number_of(ir: ModelIR, x: object) -> float | None:
-    """The number that an argument is: itself, a filled tensor, or a constant of one element."""
-    if not isinstance(x, Node):
-        return n.number(x)
-    x = n.without_casts(x)
-    if n.is_op(x, "aten.full"):
-        return n.number(n.bound(x)["fill_value"])
-    constant = ir.constants.get(str(x.target)) if x.op == "placeholder" else None
-    return float(constant.value.item()) if constant is not None and constant.value.numel() == 1 else None
-
-
-def _is_zero(x: Node) -> bool:
-    if n.is_op(x, "aten.full"):
-        return n.bound(x)["fill_value"] == 0
-    return n.is_op(x, "aten.zeros", "aten.new_zeros", "aten.zeros_like")
-
-
-def _added_mask(ir: ModelIR, x: Node) -> dict[str, int] | None:
-    """The kind of mask in numbers: where(seen, 0, very negative)."""
-    x = _unshaped(x)
-    if not n.is_op(x, "aten.where") or len(x.args) != 3:
-        return None
-    seen, zero, value = x.args
-    number = _number_of(ir, value)
-    if _number_of(ir, zero) != 0 or number is None or number > _HIDDEN:
-        return None
-    return _mask_kind(ir, seen)
-
-
-def _unshaped(x: Node) -> Node:
-    """The value before conversions and reshapes that leave the last two dims alone."""
-    while True:
-        x = n.without_casts(x)
-        if n.op_name(x) not in _RESHAPES:
-            return x
-        if [str(s) for s in n.shape_of(x)[-2:]] != [str(s) for s in n.shape_of(x.args[0])[-2:]]:
-            return x
-        x = x.args[0]
-
-
-def _mask_kind(ir: ModelIR, x: Node) -> dict[str, int] | None:
-    """Attributes of `attention` that a boolean mask stands for."""
-    x = _unshaped(x)
-    if n.is_cast(x):
-        return _mask_kind(ir, x.args[0])
-    op = op_of(getattr(x, "target", None))
-    if op is OPS["mask"]:
-        a = op.bind(x.args, x.kwargs)
-        if a.get("padding") is not None:
-            return None
-        return {k: int(a[k]) for k in ("causal", "window", "chunk")}
-    return _triangle(ir, x)
-
-
-def _triangle(ir: ModelIR, x: Node) -> dict[str, int] | None:
-    """The kind of a constant triangle [.., N, N] cut to [.., T, T] from its first row and column."""
-    cut = 0
-    while n.is_op(x, "aten.slice") or n.op_name(x) in _RESHAPES:
-        a = n.bound(x)
-        if n.is_op(x, "aten.slice"):
-            dim = n.normal_dim(a["dim"], n.rank(x))
-            if dim >= n.rank(x) - 2 and not n.same_shape(x, a["self"]):
-                if a["start"] not in (None, 0) or a["step"] != 1:
-                    return None
-                cut += 1
-        x = x.args[0]
-    constant = ir.constants.get(str(x.target)) if x.op == "placeholder" else None
-    if constant is None or cut != 2 or constant.value.dim() < 2 or constant.value[..., 0, 0].numel() != 1:
-        return None
-    table = constant.value.reshape(constant.value.shape[-2:]).bool()
-    rows = torch.arange(table.shape[0])
-    distance = rows[:, None] - torch.arange(table.shape[1])[None, :]
-    if table.shape[0] != table.shape[1]:
-        return None
-    window = int(table[-1].sum())
-    for kind in (0, window):
-        seen = (distance >= 0) & (distance < kind) if kind else distance >= 0
-        if torch.equal(table, seen):
-            return {"causal": 1, "window": kind, "chunk": 0}
-    return None
+def _is_scores(x: object) -> bool:
+    """Whether a product of activations, cut to pairs of tokens, stands behind a value: scores, not what is added."""
+    while isinstance(x, Node):
+        if n.is_op(x, "aten.matmul", "aten.bmm", "aten.baddbmm"):
+            return n.rank(x) >= 2 and all(map(n.is_symbolic, n.shape_of(x)[-2:]))
+        if n.is_op(x, "aten.where"):
+            if _is_scores(x.args[2]):
+                return True
+            x = x.args[1]
+        elif n.is_op(x, "aten.add"):
+            return any(_is_scores(y) for y in x.args[:2])
+        elif n.is_op(x, "aten.mul", "aten.div", "aten.masked_fill", "aten.maximum", "aten.clamp", "aten.clamp_min",
+                     "aten.tanh") or n.is_cast(x) or n.op_name(x) in RESHAPES:
+            x = x.args[0]
+        else:
+            return False
+    return False
 
 
 def _values_product(softmax: Node) -> Node | None:
@@ -218,7 +173,7 @@ def _values_product(softmax: Node) -> Node | None:
         user = n.only_user(node)
         if user is None:
             return None
-        if n.is_float_cast(user) or n.op_name(user) in _RESHAPES:
+        if n.is_float_cast(user) or n.op_name(user) in RESHAPES:
             node = user
             continue
         return user if n.is_op(user, "aten.matmul", "aten.bmm") and user.args[0] is node else None
@@ -246,15 +201,13 @@ def _emit(r: Rewriter, softmax: Node, scores: _Scores, product: Node) -> bool:
     query, key, value = (h[0] for h in found)  # type: ignore[index]
     if query % key or key != value:
         return False
-    merged: dict[str, int] = {"causal": 0, "window": 0, "chunk": 0}
-    for kind in scores.kinds:
-        for name, size in kind.items():
-            if name == "causal":
-                merged[name] |= size
-            elif size:
-                if name == "chunk" and merged[name] not in (0, size):
-                    return False
-                merged[name] = min(merged[name] or size, size)
+    merged = scores.terms.merged()
+    if merged is None or merged.window < 0:
+        return False
+    slopes = _slopes(r, scores.terms, query, product)
+    table = _table(r, scores.terms, query, product)
+    if (scores.terms.slopes and slopes is None) or (scores.terms.tables and table is None):
+        return False
 
     def tokens_first(x: Node, heads: int, order: list[int]) -> Node:
         """x as [T, heads, width]: `order` of its dims [heads, a, b]."""
@@ -271,10 +224,13 @@ def _emit(r: Rewriter, softmax: Node, scores: _Scores, product: Node) -> bool:
         tokens_first(k, key, [2, 0, 1]),
         tokens_first(v, value, [1, 0, 2]),
         None,
+        slopes,
+        table,
+        None,
         scores.scale,
-        bool(merged["causal"]),
-        merged["window"],
-        merged["chunk"],
+        merged.causal,
+        merged.window,
+        merged.chunk,
         scores.softcap,
         like=softmax,
         before=product,
@@ -283,3 +239,41 @@ def _emit(r: Rewriter, softmax: Node, scores: _Scores, product: Node) -> bool:
     out = r.call(aten.permute.default, out, [1, 0, 2], like=product, before=product)
     replace(product, r.call(aten.reshape.default, out, sizes(n.shape_of(product)), like=product, before=product))
     return True
+
+
+def _slopes(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
+    """The sum of all slopes as [heads]; None where there is none, or one for another number of heads."""
+    total: Node | None = None
+    numbers = sum(float(x) * scale for x, scale in terms.slopes if not isinstance(x, Node))
+    for value, scale in terms.slopes:
+        if not isinstance(value, Node):
+            continue
+        if n.dtype_of(value) != torch.float32:
+            value = r.call(aten.to.dtype, value, torch.float32, like=value, before=before)
+        if n.shape_of(value)[0] not in (1, heads):
+            return None
+        if scale != 1.0:
+            value = r.call(aten.mul.Tensor, value, scale, like=value, before=before)
+        total = value if total is None else r.call(aten.add.Tensor, total, value, like=value, before=before)
+    if total is None and numbers:
+        total = r.call(aten.full.default, [heads], numbers, like=before, before=before, dtype=torch.float32)
+    elif total is not None:
+        if numbers:
+            total = r.call(aten.add.Tensor, total, numbers, like=total, before=before)
+        if n.shape_of(total)[0] != heads:
+            total = r.call(aten.expand.default, total, [heads], like=total, before=before)
+    return total
+
+
+def _table(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
+    """The one table by distance as [T, heads, R]."""
+    if len(terms.tables) != 1:
+        return None
+    table, scale = terms.tables[0]
+    shape = n.shape_of(table)
+    lead = [s for s in shape[:-2] if not n.same_size(s, 1)]
+    if len(shape) < 3 or lead != ([heads] if heads > 1 else []) or not n.is_symbolic(shape[-2]):
+        return None
+    table = r.call(aten.reshape.default, table, sizes([heads, *shape[-2:]]), like=table, before=before)
+    table = r.call(aten.permute.default, table, [1, 0, 2], like=table, before=before)
+    return table if scale == 1.0 else r.call(aten.mul.Tensor, table, scale, like=table, before=before)
