@@ -143,8 +143,8 @@ def _attention(s: Site) -> None:
     ok = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads > 0 and heads % kv_heads == 0
     s.need(ok, f"a number of KV heads that divides {heads} heads", kv_heads)
     s.need(components["k"][1] == width, f"keys as wide as the queries, {width}", components["k"][1])
-    expected_out = (heads, components["v"][1])
-    s.need(s.results[0].shape[1:] == expected_out, f"a result [T, {heads}, {expected_out[1]}]", list(s.results[0].shape))
+    out = s.results[0].shape
+    s.need(out[1:] == (heads, components["v"][1]), f"a result [T, {heads}, {components['v'][1]}]", list(out))
     table = s.operands[5]
     s.need(table is None or isinstance(table.shape[2], int), "a bias_table of a fixed reach", table and table.shape)
     lists = s.operands[6]

@@ -286,9 +286,10 @@ def _instruction_from_json(f: Fields, depth: int) -> Instruction:
         if depth == 0:
             raise ArtifactError(f"[{f.path}] parts nest deeper than {MAX_PARTS_DEPTH} levels")
         parts = [_instruction_from_json(p, depth - 1) for p in f.items("parts")]
+    inputs = [None if o is None else _operand_from_json(o) for o in f.optional_items("in")]
     return Instruction(
         op=f.text("op"),
-        inputs=_with_absent(f.text("op"), [None if o is None else _operand_from_json(o) for o in f.optional_items("in")]),
+        inputs=_with_absent(f.text("op"), inputs),
         outputs=list(f.ints("out")),
         attrs=f.attrs("attrs"),
         states=list(f.ints("states")) if f.has("states") else [],

@@ -18,12 +18,11 @@ from .build import BuildOptions, build, check_config, fake_parameters, model_fil
 from .causal import refuse_encoders
 from .constants import ROOT, wide_constants
 from .errors import CaptureError
-from .export import export_prefill
 from .fold_masks import fold_masks
 from .functionalize import functionalize, stored_placeholders
 from .guards import discharge
+from .limits import export_within_limits
 from .sizes import fold_sizes
-from .source_lines import annotate
 from .text_part import text_part
 from .tidy import tidy
 
@@ -60,10 +59,9 @@ def capture(
     shapes = {name: tuple(p.shape) for name, p in _stored_tensors(model)}
     tied = _tied(model)
     fake_parameters(model)
-    program, notes = export_prefill(model)
-    constants = wide_constants(config, options, program)
+    program, notes = export_within_limits(model, files)
+    constants = wide_constants(config, options, program, notes.longest)
     graph = program.graph_module.graph
-    annotate(graph, files)
     facts = _metadata(config)
     limits = [x for x in (notes.longest, facts.get("max_positions")) if x is not None]
     discharge(graph, min(limits, default=None))
@@ -75,7 +73,7 @@ def capture(
     refuse_encoders(ir.graph)
     tidy(ir.graph)
     _drop_unused(ir)
-    fold_sizes(ir.graph, ir.input("token_ids"))
+    fold_sizes(ir.graph, ir.input("token_ids"), notes.longest)
     ir.graph_module.recompile()
     ir.metadata.update(facts)
     _limit_positions(ir, notes.longest)

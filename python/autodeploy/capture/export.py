@@ -63,8 +63,8 @@ class Prefill(torch.nn.Module):
         return logits
 
 
-def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
-    """The exported program with a symbolic number of tokens, and what the hooks noted.
+def export_prefill(model: PreTrainedModel, longest: int | None = None) -> tuple[ExportedProgram, HookState]:
+    """The exported program with a symbolic number of tokens (of at most `longest`), and what the hooks noted.
 
     What the model's code keeps in its modules while it runs is forgotten afterwards. Where the code goes another way
     for more than some number of tokens, and sequences cannot be that long or nothing says how long they may be, the
@@ -74,15 +74,15 @@ def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
         CaptureError: the model's Python code cannot be followed for a symbolic T, or changes parameters at every call.
     """
     failures: list[Exception] = []
-    attempts: list[tuple[int, int | None]] = [(tokens, None) for tokens in EXAMPLE_TOKENS]
+    attempts: list[tuple[int, int | None]] = [(min(tokens, longest or tokens), longest) for tokens in EXAMPLE_TOKENS]
     while attempts:
-        tokens, longest = attempts.pop(0)
+        tokens, limit = attempts.pop(0)
         try:
             with _attributes_restored(model):
-                program, notes = _export(model, tokens, longest)
+                program, notes = _export(model, tokens, limit)
                 writes = parameter_writes(program)
                 if writes:
-                    _check_settles(model, tokens, longest, len(writes))
+                    _check_settles(model, tokens, limit, len(writes))
             return program, notes
         except CaptureError:
             raise
@@ -92,7 +92,7 @@ def export_prefill(model: PreTrainedModel) -> tuple[ExportedProgram, HookState]:
                 raise cause from e
             failures.append(e)
             bound = _acceptable_bound(model, e)
-            if bound is not None and longest is None:
+            if bound is not None and limit is None:
                 attempts.insert(0, (tokens, bound))
             elif _is_final(e):
                 break

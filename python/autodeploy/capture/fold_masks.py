@@ -44,7 +44,8 @@ def fold_masks(graph: Graph) -> None:
             raise CaptureError(f"[attention] expected a positive window, found 0 at {node.meta.get('source')}")
         attributes = (a["scale"], kind["causal"], kind["window"], kind["chunk"], a["softcap"])
         with graph.inserting_before(node):
-            new = graph.call_function(OPS["attention"].torch_op, (a["q"], a["k"], a["v"], sinks, None, None, None, *attributes))
+            operands = (a["q"], a["k"], a["v"], sinks, None, None, None)
+            new = graph.call_function(OPS["attention"].torch_op, (*operands, *attributes))
         new._rename("attention")
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new, propagate_meta=False)

@@ -20,19 +20,32 @@ def discharge(graph: Graph, longest: int | None = None) -> None:
     Raises:
         CaptureError: one fails for some T, or depends on the values of tensors; it names the model's line.
     """
-    for node in list(graph.nodes):
-        if node.op == "call_function" and node.target is torch.ops.aten._assert_scalar.default:
-            _prove(node, longest)
-            graph.erase_node(node)
+    for node in _assertions(graph):
+        _prove(node, longest)
+        graph.erase_node(node)
 
 
-def _prove(node: Node, longest: int | None) -> None:
+def first_failure(graph: Graph, longest: int | None = None) -> int | None:
+    """The least T (up to `longest`) for which an assertion fails; None when all hold, or one is not about T."""
+    failing = [counterexample(_expression(node), longest) for node in _assertions(graph)]
+    found = [t for t in failing if t is not None]
+    return None if 0 in found else min(found, default=None)
+
+
+def _assertions(graph: Graph) -> list[Node]:
+    return graph.find_nodes(op="call_function", target=torch.ops.aten._assert_scalar.default)
+
+
+def _expression(node: Node) -> Any:
     condition = node.args[0]
     value = condition.meta.get("val") if isinstance(condition, Node) else condition
     if isinstance(value, bool):
-        expr: Any = sympy.true if value else sympy.false
-    else:
-        expr = value.node.expr
+        return sympy.true if value else sympy.false
+    return value.node.expr
+
+
+def _prove(node: Node, longest: int | None) -> None:
+    expr = _expression(node)
     failing = counterexample(expr, longest)
     if failing is None:
         return

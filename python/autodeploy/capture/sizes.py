@@ -5,15 +5,20 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, Node
 
+from .guards import counterexample
 
-def fold_sizes(graph: Graph, token_ids: Node) -> None:
+
+def fold_sizes(graph: Graph, token_ids: Node, longest: int | None = None) -> None:
     """Replaces every size that the graph computes by a number, or by k * aten.sym_size.int(token_ids, 0) + c.
 
     Sizes with c come from padding and cutting; the transforms raise what is made of them to windows over tokens, or
     refuse it.
+
+    Where T is at most `longest`, so are minima and maxima that come to such a sum up to there, in shapes of values too.
 
     A slice that begins as far from the end as its dim is long begins at 0: `x[..., -T:]` of T rows is all of them.
 
@@ -50,13 +55,15 @@ def fold_sizes(graph: Graph, token_ids: Node) -> None:
             continue
         if not node.users:
             continue
-        size = _as_sum(value, symbol)
+        size = _as_sum(value, symbol, longest)
         if size is None:
             if all(isinstance(u.meta.get("val"), (torch.SymInt, torch.SymBool, int, bool)) for u in node.users):
                 continue  # a step on the way to another size
             continue  # only code over a sequence's own keys may have such a size: the proof of the token axis decides
         constant, factor = size
         _replace(node, tokens(factor, constant) if factor else constant)
+    if longest is not None:
+        _spell_shapes(graph, token_ids, symbol, longest)
     for node in reversed(list(graph.nodes)):
         if (
             node.op == "call_function"
@@ -76,7 +83,7 @@ def _fold_slices_from_the_end(graph: Graph) -> None:
             node.args = (x, dim, 0, *rest)
 
 
-def _as_sum(value: Any, symbol: Any) -> tuple[Any, int] | None:
+def _as_sum(value: Any, symbol: Any, longest: int | None) -> tuple[Any, int] | None:
     """(c, k) of a size c + k * T, (number, 0) of a number; None of anything else."""
     if isinstance(value, (int, float, bool)):
         return value, 0
@@ -89,7 +96,26 @@ def _as_sum(value: Any, symbol: Any) -> tuple[Any, int] | None:
     constant = (expr - factor * symbol).expand()
     if factor.is_Integer and constant.is_Integer:
         return int(constant), int(factor)
-    return None
+    first, second = (expr.xreplace({symbol: sympy.Integer(t)}) for t in (1, 2))
+    if longest is None or not (first.is_Integer and second.is_Integer):
+        return None
+    constant, factor = 2 * first - second, second - first
+    same = counterexample(sympy.Eq(expr, constant + factor * symbol), longest) is None
+    return (int(constant), int(factor)) if same else None
+
+
+def _spell_shapes(graph: Graph, token_ids: Node, symbol: Any, longest: int) -> None:
+    tokens = token_ids.meta["val"].shape[0]
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            continue
+        spelled = [_as_sum(s, symbol, longest) for s in value.shape]
+        if any(s is None for s in spelled):
+            continue
+        shape = [factor * tokens + constant if factor else constant for constant, factor in spelled]
+        if [str(s) for s in shape] != [str(s) for s in value.shape]:
+            node.meta["val"] = value.new_empty(shape)
 
 
 def _replace(node: Node, by: Any) -> None:

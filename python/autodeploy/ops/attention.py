@@ -214,7 +214,8 @@ class Attention(Op):
         }
         for name, (x, ok) in legal.items():
             if not ok and x is not None:
-                raise ValueError(f"[attention] expected {name} for {tokens} tokens, {heads} heads, found {tuple(x.shape)}")
+                where = f"{tokens} tokens and {heads} heads"
+                raise ValueError(f"[attention] expected {name} for {where}, found {tuple(x.shape)}")
 
     @staticmethod
     def _keys_and_values(

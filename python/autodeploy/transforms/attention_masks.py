@@ -76,8 +76,8 @@ def mask_kind(ir: ModelIR, x: Node) -> MaskKind | None:
 def hidden_kind(ir: ModelIR, x: Node) -> MaskKind | None:
     """The kind of a mask that is true, or 1, where a key is not seen."""
     x = unshaped(x)
-    if n.is_cast(x):
-        return hidden_kind(ir, x.args[0])
+    if n.is_cast(x):  # numbers to add are not 0, so true, where a key is hidden
+        return hidden_kind(ir, x.args[0]) or (added_kind(ir, x.args[0]) if n.dtype_of(x) == torch.bool else None)
     if n.is_op(x, "aten.bitwise_not", "aten.logical_not"):
         return mask_kind(ir, x.args[0])
     if n.is_op(x, "aten.bitwise_or", "aten.logical_or", "aten.__or__"):

@@ -95,6 +95,9 @@ def _slice(an: Analysis, node: Node, a: dict[str, Any]) -> Axes:
     axes = an.of(a["self"])
     if axes[n.normal_dim(a["dim"], len(axes))] and not n.is_whole_slice(node):
         raise Refusal("it singles out tokens by their place in the batch")
+    if any(axis is None and n.is_symbolic(size) for axis, size in zip(axes, n.shape_of(node), strict=True)):
+        raise Refusal("it cuts a table to the number of tokens of the whole batch",
+                      "read the table at the position_ids that the model is called with")
     return axes
 
 

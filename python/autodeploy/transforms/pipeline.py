@@ -8,6 +8,7 @@ from ..ir.region import FUSED
 from .base import Transform
 from .clean_up import CleanUp
 from .common_subexpressions import CommonSubexpressions
+from .cut_tables import CutTables
 from .declare_states import DeclareStates
 from .explain import Explain
 from .flatten_cats import FlattenCats
@@ -47,6 +48,7 @@ def phases() -> list[Phase]:
             RaiseAttention(),
             WriteOutAttention(),
             RaiseOverKeys(),
+            CutTables(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
             CommonSubexpressions(),

@@ -24,12 +24,16 @@ Slope = float | Node
 
 def constant_number(ir: ModelIR, x: Any) -> float | None:
     """The number that an argument is: itself, a filled tensor, or a constant of one element."""
-    if not isinstance(x, Node):
+    if not isinstance(x, Node) or not n.is_tensor(x):
         return n.number(x)
     while n.is_cast(x) or n.is_view(x):
         x = x.args[0]
-    if n.is_op(x, "aten.full"):
+    if n.is_op(x, "aten.full", "aten.new_full", "aten.full_like"):
         return n.number(n.bound(x)["fill_value"])
+    if n.is_op(x, "aten.zeros", "aten.new_zeros", "aten.zeros_like"):
+        return 0.0
+    if n.is_op(x, "aten.ones", "aten.new_ones", "aten.ones_like"):
+        return 1.0
     constant = ir.constants.get(str(x.target)) if x.op == "placeholder" else None
     return float(constant.value.item()) if constant is not None and constant.value.numel() == 1 else None
 
@@ -81,7 +85,9 @@ def slope(r: Rewriter, x: Any, dim: int, before: Node) -> Slope | None:
 
     Nothing else is asked of x: what does not depend on `dim` is passed over.
     """
-    if not isinstance(x, Node) or n.same_size(n.shape_of(x)[dim], 1):
+    if not isinstance(x, Node) or not n.is_tensor(x) or n.same_size(n.shape_of(x)[dim], 1):
+        return 0.0
+    if constant_number(r.ir, x) is not None:
         return 0.0
     if n.is_cast(x):
         return slope(r, x.args[0], dim, before)
@@ -89,10 +95,8 @@ def slope(r: Rewriter, x: Any, dim: int, before: Node) -> Slope | None:
         return 1.0
     a = n.bound(x) if hasattr(x.target, "_schema") else {}
     match n.op_name(x):
-        case "aten.arange":
+        case "aten.arange" if a.get("step", 1) != 0:
             return n.number(a.get("step", 1))
-        case "aten.full":
-            return 0.0
         case "aten.cumsum":
             ones = constant_number(r.ir, a["self"]) if n.normal_dim(a["dim"], n.rank(x)) == dim else None
             return ones
@@ -116,7 +120,9 @@ def slope(r: Rewriter, x: Any, dim: int, before: Node) -> Slope | None:
 
 def _along(r: Rewriter, x: Node, operand: Any, dim: int, before: Node) -> Slope | None:
     """The slope of an operand that was broadcast to x."""
-    old = dim - n.rank(x) + n.rank(operand) if isinstance(operand, Node) else -1
+    if not isinstance(operand, Node) or not n.is_tensor(operand):
+        return 0.0
+    old = dim - n.rank(x) + n.rank(operand)
     return slope(r, operand, old, before) if old >= 0 else 0.0
 
 
@@ -172,7 +178,7 @@ def places(ir: ModelIR, x: Any) -> Places | None:
     number = constant_number(ir, x)
     if number is not None:
         return Places({}, float(number))
-    if not isinstance(x, Node):
+    if not isinstance(x, Node) or not n.is_tensor(x):
         return None
     if x is ir.input("positions"):
         return Places({0: 1.0}, 0.0)

@@ -17,6 +17,7 @@ class TokenPositions(Transform):
     1. arange(T), counting 0, 1, ... over the tokens of the one sequence that was captured, is `positions`: a token's
        place in its own sequence, whoever else is in the batch. Where a model uses it as a place in a tensor of tokens,
        the proof of the token axis refuses it still.
+    2. arange(c, T + c) with a number c is `positions` + c.
     """
 
     name = "token_positions"
@@ -25,9 +26,12 @@ class TokenPositions(Transform):
         rewriter = Rewriter(ir)
         changed = False
         for node in n.calls(ir.graph, "aten.arange"):
-            if not _counts_tokens(node, ir.input("token_ids")):
+            first = _first_of_count(node, ir.input("token_ids"))
+            if first is None:
                 continue
             positions = ir.input("positions")
+            if first:
+                positions = rewriter.call(aten.add.Tensor, positions, first, like=node, before=node)
             if n.dtype_of(node) != n.dtype_of(positions):
                 positions = rewriter.call(aten.to.dtype, positions, n.dtype_of(node), like=node, before=node)
             replace(node, positions)
@@ -35,9 +39,11 @@ class TokenPositions(Transform):
         return bool(erase_dead(ir.graph)) or changed
 
 
-def _counts_tokens(node: Node, token_ids: Node) -> bool:
+def _first_of_count(node: Node, token_ids: Node) -> int | None:
+    """The first number of a range that counts the tokens one by one from a number; None of any other range."""
     a = n.bound(node)
     shape = n.shape_of(node)
     if not n.is_symbolic(shape[0]) or not n.same_size(shape[0], n.shape_of(token_ids)[0]):
-        return False
-    return a.get("start", 0) in (0, None) and a.get("step", 1) in (1, None)
+        return None
+    start = a.get("start") or 0
+    return start if isinstance(start, int) and a.get("step", 1) in (1, None) else None

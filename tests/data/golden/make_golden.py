@@ -96,7 +96,7 @@ INSTRUCTIONS = [
     Instruction("linear", [v(2), p(1), None], [6], source="tiny.py:20 Attention.forward"),
     Instruction("rope", [v(6, ("T", HEADS, D), (WIDTH, D, 1), 0), v(4), v(5)], [7], {"interleaved": False}),
     Instruction("rope", [v(6, ("T", KV, D), (WIDTH, D, 1), HEADS * D), v(4), v(5)], [8], {"interleaved": False}),
-    Instruction("attention", [v(7), v(8), v(6, ("T", KV, D), (WIDTH, D, 1), (HEADS + KV) * D), None], [9],
+    Instruction("attention", [v(7), v(8), v(6, ("T", KV, D), (WIDTH, D, 1), (HEADS + KV) * D), *[None] * 4], [9],
                 {"scale": 0.25, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0}, states=[0]),
     Instruction("linear", [v(9, ("T", HEADS * D), (HEADS * D, 1), 0), p(2), None], [10]),
     Instruction("add_rms_norm", [v(10), v(2), p(3)], [11, 12], {"eps": 1e-5, "offset": 0.0}, alias=[(1, 1)], parts=[

@@ -26,9 +26,11 @@ def check(what: str, found: list[torch.Tensor], expected: list[torch.Tensor], to
 
 def steps_of(name: str, sample: Sample):
     op = OPS[name]
-    return [
-        (s.batch, {n: x for n, x in s.operands.items() if x is not None and not op.is_fixed(n, x)}) for s in sample.steps
-    ]
+
+    def of_step(step):
+        return {n: x for n, x in step.operands.items() if x is not None and not op.is_fixed(n, x)}
+
+    return [(s.batch, of_step(s)) for s in sample.steps]
 
 
 @pytest.mark.parametrize("name", CANONICAL)

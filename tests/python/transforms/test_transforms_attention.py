@@ -10,6 +10,7 @@ from transform_graphs import capture, check, count, random_weights, run
 from autodeploy.ops import Batch, Memory
 from autodeploy.transforms import TransformError, run_pipeline
 from autodeploy.transforms.clean_up import CleanUp
+from autodeploy.transforms.cut_tables import CutTables
 from autodeploy.transforms.normal_forms import NormalForms
 from autodeploy.transforms.raise_attention import RaiseAttention
 from autodeploy.transforms.token_positions import TokenPositions
@@ -70,12 +71,47 @@ class Written(nn.Module):
             case "bias":
                 distance = position_ids[:, None, None, :] - position_ids[:, None, :, None]
                 return (q @ k.mT + added + distance * 0.1).softmax(-1)
+            case "slopes of places":
+                slopes = 2.0 ** -torch.arange(1, HEADS + 1).float()
+                alibi = slopes[:, None, None] * torch.arange(1 - tokens, 1)
+                alibi = alibi.to(q.dtype)
+                return (torch.baddbmm(alibi, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=0.3)[None] + added).softmax(-1)
+            case "slopes of counts":
+                ones = torch.ones(1, tokens, dtype=torch.long)
+                counts = ((ones.cumsum(-1) - 1) * ones)[:, None, :]
+                alibi = torch.arange(1, HEADS + 1).to(q.dtype)[:, None] * counts
+                alibi = alibi.reshape(1, HEADS, 1, -1)
+                masked = torch.masked_fill(alibi / 4, added < -1, LOWEST)
+                return (q @ k.mT * 0.5 + masked).softmax(-1)
+            case "slopes, then divided":
+                alibi = torch.linspace(0.1, 0.4, HEADS)[None, :, None, None] * (position_ids - tokens)[:, None, None, :]
+                return ((q @ k.mT + alibi) * 0.25 + added).softmax(-1)
+            case "triangle of ones":
+                hidden = torch.triu(torch.ones(tokens, tokens), diagonal=1).bool()
+                return (q @ k.mT).masked_fill(hidden, -torch.inf).softmax(-1)
+            case "added triangle":
+                return (q @ k.mT + torch.triu(torch.full((tokens, tokens), -torch.inf), 1)).softmax(-1)
+            case "lower triangle":
+                return (q @ k.mT).masked_fill(torch.tril(torch.ones(tokens, tokens)) == 0, LOWEST).softmax(-1)
+            case "compared places":
+                seen = position_ids[0][None, :] <= position_ids[0][:, None]
+                return torch.where(seen, q @ k.mT, LOWEST).softmax(-1)
+            case "multiplied":
+                seen = self.triangle[:, :, :tokens, :tokens].to(q.dtype)
+                return ((q @ k.mT) * seen + -1e4 * (1 - seen)).softmax(-1)
+            case "curved bias":
+                distance = position_ids[:, None, None, :] - position_ids[:, None, :, None]
+                return (q @ k.mT + added + distance * distance).softmax(-1)
+            case "slopes without mask":
+                return (q @ k.mT + 0.1 * position_ids[:, None, None, :]).softmax(-1)
             case "unmasked":
                 return (q @ k.mT).softmax(-1)
         raise ValueError(self.style)
 
 
-STYLES = ["added", "added, then divided", "where", "masked_fill", "constant triangle", "baddbmm", "softcap"]
+STYLES = ["added", "added, then divided", "where", "masked_fill", "constant triangle", "baddbmm", "softcap",
+          "triangle of ones", "added triangle", "lower triangle", "compared places", "multiplied"]  # fmt: skip
+BIASED = ["bias", "slopes of places", "slopes of counts", "slopes, then divided"]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -85,7 +121,7 @@ def test_written_out(style):
         transform.run(ir)
     check(ir, RaiseAttention())
     (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
-    causal, window, _chunk, softcap = call.args[5:]
+    causal, window, _chunk, softcap = call.args[8:]
     assert (causal, window, softcap) == (True, 0, 3.0 if style == "softcap" else 0.0)
     assert count(ir, "aten.softmax") == count(ir, "autodeploy.mask") == 0
 
@@ -99,7 +135,7 @@ def test_windows_and_shared_heads_in_steps(style, kv_heads, window):
     expected = run(ir, weights, ids)
     run_pipeline(ir)
     (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
-    assert call.args[6] == window
+    assert call.args[9] == window
     assert ir.states["attention.0"].components[0].shape == (kv_heads, HEAD)
     memory, found = Memory(), []
     for start, stop in ((0, 7), (7, 8), (8, 13)):
@@ -108,16 +144,38 @@ def test_windows_and_shared_heads_in_steps(style, kv_heads, window):
     assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_what_no_mask_hides_is_refused():
+@pytest.mark.parametrize("style", ["unmasked", "slopes without mask"])
+def test_what_no_mask_hides_is_refused(style):
     with pytest.raises(TransformError, match="later tokens"):
-        run_pipeline(capture(Written("unmasked"), longest=64))
+        run_pipeline(capture(Written(style), longest=64))
 
 
 def test_what_no_attention_op_says_is_over_keys():
-    ir = capture(Written("bias"), longest=64)
+    ir = capture(Written("curved bias"), longest=64)
     run_pipeline(ir)
     assert count(ir, "autodeploy.attention") == 0
     assert list(ir.states) == ["over_keys.0"]
+
+
+@pytest.mark.parametrize("style", BIASED)
+def test_a_bias_that_grows_with_the_place_of_a_key_is_slopes(style):
+    """Softmax takes away what is the same for all keys, so only the growth is told apart; it also runs in steps."""
+    ir = capture(Written(style), longest=64)
+    for transform in (CleanUp(), NormalForms(), TokenPositions(), CleanUp()):
+        transform.run(ir)
+    check(ir, RaiseAttention())
+    (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
+    assert tuple(call.args[4].meta["val"].shape) == (HEADS,)
+    ir = capture(Written(style), longest=64)
+    weights = random_weights(ir)
+    ids = torch.randint(0, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
+    expected = run(ir, weights, ids)
+    run_pipeline(ir)
+    memory, found = Memory(), []
+    for start, stop in ((0, 7), (7, 8), (8, 13)):
+        batch = Batch.of([stop - start], past=[start])
+        found.append(run(ir, weights, ids[start:stop], batch.positions(), batch, memory))
+    assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 class _Counts(nn.Module):
@@ -142,3 +200,37 @@ def test_counted_positions():
     assert count(ir, "aten.arange") == 0
     batch = Batch.of([3, 2])
     assert torch.allclose(run(ir, weights, torch.cat(tokens), batch.positions(), batch), alone, atol=1e-6)
+
+
+class _Cut(nn.Module):
+    """A table of places that the model cuts to the number of tokens, from a row of it on."""
+
+    def __init__(self, first: int):
+        super().__init__()
+        self.first = first
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.head = nn.Linear(WIDTH, VOCAB)
+        self.register_buffer("table", torch.linspace(-1, 1, 70 * WIDTH).view(1, 70, WIDTH).sin())
+
+    def forward(self, input_ids, position_ids):
+        tokens = input_ids.shape[1]
+        if self.first < 0:
+            return self.head(self.embed(input_ids) + self.table[:, 70 - tokens :])
+        return self.head(self.embed(input_ids) + self.table[:, self.first : tokens + self.first])
+
+
+def test_cut_tables_are_read_at_positions():
+    ir = capture(_Cut(0), longest=64)
+    weights = random_weights(ir)
+    tokens = [torch.tensor([1, 5, 2]), torch.tensor([7, 7])]
+    alone = torch.cat([run(ir, weights, t) for t in tokens])
+    check(ir, CutTables(), modified=True)
+    assert count(ir, "aten.slice") == 0
+    batch = Batch.of([3, 2])
+    assert torch.allclose(run(ir, weights, torch.cat(tokens), batch.positions(), batch), alone, atol=1e-6)
+
+
+def test_a_table_cut_from_its_end_is_refused():
+    """Its rows depend on how long the sequence is, not on where a token stands."""
+    with pytest.raises(TransformError, match=r"slice.*test_transforms_attention.py.*cuts a table"):
+        run_pipeline(capture(_Cut(-1), longest=64))

@@ -110,7 +110,8 @@ class Attention(nn.Module):
             q, k = self.norms[0](q), self.norms[1](k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         q, k = self.rope(q, positions), self.rope(k, positions)
-        out = attention(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), None, None, None, None, HEAD**-0.5).unsqueeze(0)
+        operands = [t.squeeze(0).transpose(0, 1) for t in (q, k, v)]
+        out = attention(*operands, None, None, None, None, HEAD**-0.5).unsqueeze(0)
         return self.o_proj(out.reshape(*lead, -1))
 
 
