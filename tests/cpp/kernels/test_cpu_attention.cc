@@ -272,7 +272,7 @@ TEST(CpuAttention, RefusesWrongSpecs) {
             std::string::npos);
   EXPECT_NE(message([](KernelSpec& s) {
               s.states[0].components[1].shape = {2, 15};
-            }).find("expected a paged state"),
+            }).find("expected v [T, 2, 15], found [T, 2, 16]"),
             std::string::npos);
   EXPECT_NE(message([](KernelSpec& s) { s.states.clear(); }).find("expected 1 states, found 0"),
             std::string::npos);
