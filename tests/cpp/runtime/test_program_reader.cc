@@ -136,7 +136,7 @@ TEST(ProgramReader, RefusesDamage) {
        "expected a number or {\"number\""},
       {"too few operands",
        [](Json& j) { j["instructions"][3]["in"].erase(2), j["instructions"][3]["in"].erase(1); },
-       "expected 3 operands (null where absent), found 2"},
+       "expected 3 operands (null where absent), found 1"},
       {"required operand", [](Json& j) { j["instructions"][3]["in"][0] = nullptr; },
        "expected operand 0, found null"},
       {"operand of both kinds", [](Json& j) { j["instructions"][3]["in"][0]["p"] = 0; },
