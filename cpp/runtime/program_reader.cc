@@ -558,8 +558,8 @@ class Reader {
       fail(ins->where, "a state with one component per key input, of its shape and dtype", "another");
   }
 
-  // Trailing optional operands that an older version of the format did not have may be missing. False when the
-  // number of operands is not the op's.
+  // Trailing optional operands that an older version of the format did not have may be missing. False when
+  // the number of operands is not the op's.
   static bool add_absent_operands(const OpSchema& schema, InstructionSpec* ins) {
     if (ins->in.size() > schema.in.size()) return false;
     for (size_t i = ins->in.size(); i < schema.in.size(); ++i) {

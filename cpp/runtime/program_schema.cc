@@ -55,11 +55,11 @@ std::vector<OpSchema> make_schemas() {
                .states = {}});
   s.push_back({.name = "select_rows", .in = {req("x")}, .attrs = {}, .states = {}});
   // Canonical, token mixers.
-  s.push_back({.name = "attention",
-               .in = {req("q"), opt("k"), opt("v"), opt("sinks"), opt("slopes"), opt("bias_table"),
-                      opt("indices")},
-               .attrs = {{"scale", kN}, {"causal", kB}, {"window", kI}, {"chunk", kI}, {"softcap", kN}},
-               .states = {kPaged}});
+  s.push_back(
+      {.name = "attention",
+       .in = {req("q"), opt("k"), opt("v"), opt("sinks"), opt("slopes"), opt("bias_table"), opt("indices")},
+       .attrs = {{"scale", kN}, {"causal", kB}, {"window", kI}, {"chunk", kI}, {"softcap", kN}},
+       .states = {kPaged}});
   s.push_back({.name = "causal_conv1d",
                .in = {req("x"), req("weight"), opt("bias")},
                .attrs = {{"activation", kS}},
