@@ -19,8 +19,8 @@
 namespace autodeploy {
 namespace {
 
-constexpr int64_t kSsdChunk = 64;     // tokens of a chunk, counted from a sequence's first token of the step
-constexpr int64_t kLeastOfChunk = 8;  // fewer are taken one by one
+constexpr int64_t kSsdChunk = 64;      // tokens of a chunk, counted from a sequence's first token of the step
+constexpr int64_t kLeastOfChunk = 16;  // fewer are taken one by one
 
 // At most kSsdChunk tokens of one head of one sequence. Strides are per token, in floats.
 struct SsdHead {
