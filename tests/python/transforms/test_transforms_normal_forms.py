@@ -99,3 +99,11 @@ def test_writing_op_is_refused():
     Rewriter(ir).call(torch.ops.aten.add_.Tensor, add.args[0], add.args[0], like=add, before=add)
     with pytest.raises(TransformError, match="writes into its operand"):
         NormalForms().run(ir)
+
+
+def test_a_batched_product_with_a_bias_is_written_out():
+    def blocks(x, pos, p):
+        return torch.baddbmm(p["bias"], x.view(-1, 4, 2).transpose(0, 1), p["weight"]).transpose(0, 1).reshape(1, -1, 8)
+
+    ir = check(capture_function(blocks, bias=(4, 1, 2), weight=(4, 2, 2)), CleanUp(), NormalForms())
+    assert "aten.baddbmm" not in ops(ir)
