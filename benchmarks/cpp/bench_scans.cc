@@ -38,7 +38,7 @@ struct Case {
   KernelSpec spec;
   std::vector<Tensor> in;
   Tensor out;
-  int64_t tokens = 0, state_floats = 0;
+  int64_t tokens = 0;
 
   void add(Tensor t, bool per_token = true) {
     in.push_back(per_token ? over_tokens(std::move(t)) : std::move(t));
@@ -50,8 +50,6 @@ struct Case {
     spec.out = {spec_of(out)};
     StateSpec s;
     s.kind = StateSpec::Kind::kSlot;
-    state_floats = 1;
-    for (int64_t d : state) state_floats *= d;
     s.components = {{"h", std::move(state), DType::kF32}};
     spec.states = {s};
     spec.max_tokens = spec.max_seq_len = tokens;
@@ -59,9 +57,21 @@ struct Case {
     spec.num_threads = threads;
   }
 
+  // Another component of the state.
+  void add_state(std::vector<int64_t> shape) {
+    spec.states[0].components.push_back({"more", std::move(shape), DType::kF32});
+  }
+
   double seconds(const Kernel& kernel, ThreadPool& pool) {
-    const AlignedBytes slots = aligned_bytes(2 * 4 * state_floats);
-    StateMemory memory{{slots.get()}, {4 * state_floats}};
+    std::vector<AlignedBytes> slots;
+    StateMemory memory;
+    for (const StateComponentSpec& component : spec.states[0].components) {
+      int64_t bytes = 4;
+      for (int64_t d : component.shape) bytes *= d;
+      slots.push_back(aligned_bytes(2 * bytes));
+      memory.data.push_back(slots.back().get());
+      memory.bytes.push_back(bytes);
+    }
     const std::vector<int32_t> query_start = {0, static_cast<int32_t>(tokens)}, kv_len = {query_start[1]},
                                slot = {1};
     const std::vector<uint8_t> has_state = {0};
@@ -142,6 +152,32 @@ void run(int threads, int64_t tokens, Isa isa, int64_t share) {
     c.finish("gated_delta_rule", {tokens, hv, d}, {hv, d, d}, threads);
     // k S, the correction of S, and q S.
     bench("gated_delta_rule heads of 128, 32", c, make_gated_delta_rule, isa, pool, count * hv * d * d * 6);
+  }
+  {
+    const int64_t h = 64 / share, d = 128;
+    Case c;
+    c.tokens = tokens;
+    for (int i = 0; i < 3; ++i) c.add(random_tensor(random, {tokens, h, d}));
+    c.spec.in.push_back({});  // no gate
+    c.in.emplace_back();
+    c.add(random_tensor(random, {h}), false);
+    for (int64_t i = 0; i < h; ++i) c.in[4][i] = -0.01f * static_cast<float>(i % 16 + 1);
+    c.spec.attrs.set("scale", 1.0);
+    c.finish("linear_attention", {tokens, h, d}, {h, d, d}, threads);
+    bench("linear_attention heads of 128, 64", c, make_linear_attention, isa, pool, count * h * d * d * 4);
+  }
+  {
+    const int64_t h = 8, k = 256, v = 512;
+    Case c;
+    c.tokens = tokens;
+    for (int64_t width : {k, k, v}) c.add(random_tensor(random, {tokens, h, width}));
+    for (int i = 0; i < 2; ++i) c.add(random_tensor(random, {tokens, h}));
+    c.spec.attrs.set("scale", 0.0625);
+    c.spec.attrs.set("eps", 1e-6);
+    c.finish("mlstm", {tokens, h, v}, {h, k, v}, threads);
+    c.add_state({h, k});
+    c.add_state({h});
+    bench("mlstm heads of 256 x 512, 8", c, make_mlstm, isa, pool, count * h * k * v * 4);
   }
 }
 

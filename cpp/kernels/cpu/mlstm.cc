@@ -1,5 +1,5 @@
-// mlstm: an outer-product memory with exponential gates (Beck et al. 2024, arXiv:2405.04517), token by token,
-// parallel over sequences, heads and columns of the memory.
+// mlstm: an outer-product memory with exponential gates (Beck et al. 2024, arXiv:2405.04517), parallel over
+// sequences and heads. Chunks of a prefill are products of matrices; few tokens are taken one by one.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -26,31 +26,32 @@ float log_sigmoid(float x) { return std::min(x, 0.0f) - std::log1p(std::exp(-std
 
 class Mlstm : public Kernel {
  public:
-  Mlstm(const KernelSpec& spec, Isa isa)
+  Mlstm(const KernelSpec& spec, Isa isa, ScanForm form)
       : scale_(static_cast<float>(spec.attrs.number("scale"))),
         eps_(static_cast<float>(spec.attrs.number("eps"))),
         heads_(spec.in[1].shape[1].constant),
         width_(spec.in[1].shape[2].constant),
         value_width_(spec.in[2].shape[2].constant),
         max_tokens_(spec.max_tokens),
-        run_memory_(AD_PICK_ISA(isa, run_memory)),
+        num_threads_(spec.num_threads),
+        chunked_(form != ScanForm::kTokens),
+        code_(AD_PICK_ISA(isa, kMatrixMemoryCode)),
         name_(std::string("mlstm.") + isa_name(isa)) {}
 
   const char* name() const override { return name_.c_str(); }
-  // Head by head, for each token: what the memory keeps, what it adds, and what its answer is divided by.
+  // Head by head, for each token: what the memory keeps, what it adds, and what its answer is divided by;
+  // scratch of threads.
   int64_t workspace_bytes() const override {
-    return 3 * heads_ * max_tokens_ * static_cast<int64_t>(sizeof(float));
+    const int64_t scratch = chunked_ ? num_threads_ * matrix_memory_scratch(width_, value_width_) : 0;
+    return (3 * heads_ * max_tokens_ + scratch) * static_cast<int64_t>(sizeof(float));
   }
 
   void run(const KernelCall& call) const override {
-    const int64_t tiles = (value_width_ + kMemoryColumns - 1) / kMemoryColumns;
     call.pool->parallel_for(call.batch->num_seqs * heads_, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) run_gates(call, i / heads_, i % heads_);
     });
-    call.pool->parallel_for(call.batch->num_seqs * heads_ * tiles, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i)
-        run_columns(call, i / tiles / heads_, i / tiles % heads_, i % tiles);
-    });
+    run_matrix_memory(call, heads_, value_width_, code_, chunked_ ? workspace(call, heads_, 0) : nullptr,
+                      [&](int64_t seq, int64_t head) { return tile_of(call, seq, head); });
   }
 
  private:
@@ -69,7 +70,10 @@ class Mlstm : public Kernel {
     const TensorView &q = call.in[0], &k = call.in[1], &input = call.in[3], &forget = call.in[4];
     const StepBatch& batch = *call.batch;
     float *n = state(call, seq, 1, head * width_), *m = state(call, seq, 2, head);
-    if (!batch.has_state[seq]) std::fill_n(n, width_, 0.0f), *m = 0.0f;
+    if (!batch.has_state[seq]) {
+      std::fill_n(n, width_, 0.0f), *m = 0.0f;
+      std::fill_n(state(call, seq, 0, head * width_ * value_width_), width_ * value_width_, 0.0f);
+    }
     float *keep = workspace(call, head, 0), *add = workspace(call, head, 1),
           *weight = workspace(call, head, 2);
     for (int64_t t = batch.query_start[seq]; t < batch.query_start[seq + 1]; ++t) {
@@ -89,35 +93,34 @@ class Mlstm : public Kernel {
     }
   }
 
-  void run_columns(const KernelCall& call, int64_t seq, int64_t head, int64_t tile) const {
+  MatrixMemoryTile tile_of(const KernelCall& call, int64_t seq, int64_t head) const {
     const TensorView &q = call.in[0], &k = call.in[1], &v = call.in[2], &y = call.out[0];
     const StepBatch& batch = *call.batch;
-    const int64_t start = batch.query_start[seq], first = tile * kMemoryColumns;
+    const int64_t start = batch.query_start[seq];
     MatrixMemoryTile m;
     m.tokens = batch.query_start[seq + 1] - start;
-    m.width = width_, m.columns = std::min(kMemoryColumns, value_width_ - first);
+    m.width = width_, m.columns = value_width_;
     m.q = q.as<const float>() + start * q.stride[0] + head * q.stride[1], m.q_stride = q.stride[0];
     m.k = k.as<const float>() + start * k.stride[0] + head * k.stride[1], m.k_stride = k.stride[0];
-    m.v = v.as<const float>() + start * v.stride[0] + head * v.stride[1] + first, m.v_stride = v.stride[0];
-    m.y = y.as<float>() + start * y.stride[0] + head * y.stride[1] + first, m.y_stride = y.stride[0];
+    m.v = v.as<const float>() + start * v.stride[0] + head * v.stride[1], m.v_stride = v.stride[0];
+    m.y = y.as<float>() + start * y.stride[0] + head * y.stride[1], m.y_stride = y.stride[0];
     m.keep = workspace(call, head, 0) + start, m.add = workspace(call, head, 1) + start;
     m.weight = workspace(call, head, 2) + start;
     m.scale = scale_;
-    m.state = state(call, seq, 0, head * width_ * value_width_ + first);
-    m.state_stride = value_width_;
-    if (!batch.has_state[seq]) {
-      for (int64_t d = 0; d < width_; ++d) std::fill_n(m.state + d * m.state_stride, m.columns, 0.0f);
-    }
-    run_memory_(m);
+    m.state = state(call, seq, 0, head * width_ * value_width_), m.state_stride = value_width_;
+    return m;
   }
 
   float scale_, eps_;
-  int64_t heads_, width_, value_width_, max_tokens_;
-  void (*run_memory_)(const MatrixMemoryTile&);
+  int64_t heads_, width_, value_width_, max_tokens_, num_threads_;
+  bool chunked_;
+  MatrixMemoryCode code_;
   std::string name_;
 };
 
-std::unique_ptr<Kernel> make_mlstm(const KernelSpec& spec, std::string* why, Isa isa) {
+}  // namespace
+
+std::unique_ptr<Kernel> make_mlstm(const KernelSpec& spec, std::string* why, Isa isa, ScanForm form) {
   const SpecCheck check(spec);
   check.arity(5, 1, 1);
   const OperandSpec& k = check.input(1, "k [T, H, Dk]", 3, 1);
@@ -139,10 +142,8 @@ std::unique_ptr<Kernel> make_mlstm(const KernelSpec& spec, std::string* why, Isa
   }
   check.that(fits, "a slot state of float32 [H, Dk, Dv], [H, Dk] and [H]", "another");
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4}, why)) return nullptr;
-  return std::make_unique<Mlstm>(spec, isa);
+  return std::make_unique<Mlstm>(spec, isa, form);
 }
-
-}  // namespace
 
 AD_CPU_FACTORIES(mlstm)
 

@@ -18,5 +18,9 @@ std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why, Isa i
                                  ScanForm form = ScanForm::kBest);
 std::unique_ptr<Kernel> make_gated_delta_rule(const KernelSpec& spec, std::string* why, Isa isa,
                                               ScanForm form = ScanForm::kBest);
+std::unique_ptr<Kernel> make_linear_attention(const KernelSpec& spec, std::string* why, Isa isa,
+                                              ScanForm form = ScanForm::kBest);
+std::unique_ptr<Kernel> make_mlstm(const KernelSpec& spec, std::string* why, Isa isa,
+                                   ScanForm form = ScanForm::kBest);
 
 }  // namespace autodeploy
