@@ -155,7 +155,56 @@ def mean_of_past(k, v, bonus, decay):
     return result
 
 
-MIXERS = {"retention": Retention, "retention_with_a_leak": Retention, "blocks": BlockRetention, "mean": WeightedMean}
+class DeltaRule(nn.Module):
+    """Corrects its memory; keys have length one, the gate is a decay and its complement a strength."""
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, q, k, v, gate):
+        k = k / (k.norm(dim=-1, keepdim=True) + 1e-3)
+        return corrected(q, k, v, torch.sigmoid(gate), torch.sigmoid(-gate)).flatten(2)
+
+
+def corrected(q, k, v, keep, strength):
+    memory = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+    out = []
+    for i in range(q.shape[1]):
+        memory = keep[:, i, :, None, None] * memory
+        error = v[:, i] - (k[:, i, :, :, None] * memory).sum(-2)
+        memory = memory + k[:, i, :, :, None] * (strength[:, i, :, None] * error)[:, :, None]
+        out.append((q[:, i, :, :, None] * memory).sum(-2))
+    return torch.stack(out, 1)
+
+
+class Selective(nn.Module):
+    """A state space per channel, with a rate per channel and state, and a skip connection."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.log_rate, self.skip = nn.Parameter(torch.empty(HEADS * WIDTH, 4)), nn.Parameter(torch.empty(HEADS * WIDTH))
+
+    def forward(self, q, k, v, gate):
+        x, step = v.flatten(2), F.softplus(k.flatten(2))
+        return state_space(x, step, -self.log_rate.exp(), q.flatten(2)[..., :4], q.flatten(2)[..., 4:8], self.skip)
+
+
+def state_space(x, step, rate, inward, outward, skip):
+    h, ys = 0.0, []
+    for t in range(x.size(1)):
+        h = torch.exp(step[:, t, :, None] * rate) * h + (step[:, t] * x[:, t])[..., None] * inward[:, t, None]
+        ys.append((h * outward[:, t, None]).sum(-1))
+    return torch.stack(ys, 1) + x * skip
+
+
+MIXERS = {
+    "delta": DeltaRule,
+    "selective": Selective,
+    "retention": Retention,
+    "retention_with_a_leak": Retention,
+    "blocks": BlockRetention,
+    "mean": WeightedMean,
+}
 
 
 class LoopForCausalLM(PreTrainedModel):

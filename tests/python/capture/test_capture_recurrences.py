@@ -21,6 +21,8 @@ RIGHT = {
     "retention": "linear_attention",
     "blocks": "linear_attention",
     "mean": "wkv",
+    "delta": "gated_delta_rule",
+    "selective": "selective_scan",
 }
 
 

@@ -93,9 +93,8 @@ class Match:
         """The op on operands that `value` gives for the traced tensors, in the layout of the code's result."""
         op = OPS[self.identity.op]
         bound = {n: MAPS[how](lay.to_canonical(value(x.tensor))) for n, (x, lay, how) in self.operands.items()}
-        args = [
-            bound.get(name) if name in op.operands else self.scalars[name] for name in (*op.operands, *op.attributes)
-        ]
+        attributes = {**self.identity.attrs, **self.scalars}
+        args = [*(bound.get(name) for name in op.operands), *(attributes[name] for name in op.attributes)]
         return self.layout.from_canonical(call(*args))
 
 
