@@ -35,9 +35,29 @@ def _top_k(x: Tensor, k: int, dim: int, largest: bool) -> tuple[Tensor, Tensor]:
 
 
 def _scatter(x: Tensor, index: Tensor, source: Tensor, dim: int, reduce: str) -> Tensor:
-    if reduce == "add":
-        return x.scatter_add(dim, index, source)
-    return x.scatter(dim, index, source)
+    # An index outside the dim writes nothing: it goes to a place behind the end that is cut off again.
+    size = x.shape[dim]
+    wide = torch.cat([x, x.new_zeros((*x.shape[:dim], 1, *x.shape[dim + 1 :]))], dim)
+    index = torch.where(_inside(index, size), index, size)
+    wide = wide.scatter_add(dim, index, source) if reduce == "add" else wide.scatter(dim, index, source)
+    return wide.narrow(dim, 0, size)
+
+
+def _gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    inside = _inside(index, x.shape[dim])
+    found = torch.gather(x, dim, torch.where(inside, index, 0))
+    return torch.where(inside, found, torch.zeros((), dtype=x.dtype))
+
+
+def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    inside = _inside(index, x.shape[dim])
+    found = torch.index_select(x, dim, torch.where(inside, index, 0))
+    mask = inside.reshape([-1 if d == dim else 1 for d in range(x.dim())])
+    return torch.where(mask, found, torch.zeros((), dtype=x.dtype))
+
+
+def _inside(index: Tensor, size: int) -> Tensor:
+    return (index >= 0) & (index < size)
 
 
 def _arange(shape: Shape, start: float, step: float) -> Tensor:
@@ -56,9 +76,9 @@ GENERIC: dict[str, Callable[[Sequence[Tensor], dict[str, Any], Shape], tuple[Ten
     "sort": lambda x, a, shape: tuple(torch.sort(x[0], dim=a["dim"], descending=a["descending"], stable=True)),
     "cumsum": lambda x, a, shape: torch.cumsum(x[0], a["dim"]),
     "matmul": lambda x, a, shape: torch.matmul(x[0], x[1]),
-    "gather": lambda x, a, shape: torch.gather(x[0], a["dim"], x[1]),
+    "gather": lambda x, a, shape: _gather(x[0], a["dim"], x[1]),
     "scatter": lambda x, a, shape: _scatter(x[0], x[1], x[2], a["dim"], a["reduce"]),
-    "index_select": lambda x, a, shape: torch.index_select(x[0], a["dim"], x[1]),
+    "index_select": lambda x, a, shape: _index_select(x[0], a["dim"], x[1]),
     "arange": lambda x, a, shape: _arange(shape, a["start"], a["step"]),
     "full": lambda x, a, shape: torch.full(shape, a["value"]),
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from autodeploy.artifact.dims import Dim, mul_dims
+from autodeploy.artifact.errors import ArtifactError
 from autodeploy.artifact.program import Body, Instruction, Operand, Program, Region, State, number_to_json
-
-from .dims import as_dim, contiguous_strides
 
 _LONGEST_FACT = 160  # longer facts are shown by their number of entries
 
@@ -88,9 +88,15 @@ def _operand(program: Program, operand: Operand | None) -> str:
     if operand.shape is None or operand.strides is None:
         return name
     offset = f" +{operand.offset}".replace("*", "") if operand.offset != 0 else ""
-    plain = contiguous_strides(tuple(as_dim(d) for d in operand.shape))
-    strides = "" if plain == tuple(as_dim(d) for d in operand.strides) else f" by {_dims(operand.strides)}"
+    strides = "" if _is_row_major(operand.shape, operand.strides) else f" by {_dims(operand.strides)}"
     return f"{name}{{{_dims(operand.shape)}{strides}{offset}}}"
+
+
+def _is_row_major(shape: tuple[Dim, ...], strides: tuple[Dim, ...]) -> bool:
+    try:
+        return all(stride == mul_dims(shape[i + 1 :]) for i, stride in enumerate(strides))
+    except ArtifactError:  # a product that no dim can be
+        return False
 
 
 def _instruction(program: Program, label: str, instruction: Instruction, indent: str, sources: bool) -> Iterator[str]:

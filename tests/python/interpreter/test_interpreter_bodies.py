@@ -11,6 +11,8 @@ from over_keys_programs import CASES, rows_per_token
 from autodeploy.artifact.program import Body
 from autodeploy.interpreter import Interpreter
 from autodeploy.interpreter.body import over_keys
+from autodeploy.interpreter.generic import GENERIC
+from autodeploy.lowering.printer import format_program
 from autodeploy.ops import Batch, StateComponent, StateDecl, StateStore, schedule
 from autodeploy.ops.base import SCHEDULES
 from autodeploy.testing.compare import assert_close
@@ -81,3 +83,22 @@ def test_tiles_and_cuts_change_nothing(case, tile, cuts, seed):
         start += n
     for j, expected in enumerate(case.meaning(tokens)):
         assert_close(torch.cat([p[j] for p in pieces]), expected, 2e-5, f"{case.name} result {j}")
+
+
+def test_indices_outside_a_dim_read_zero_and_write_nothing():
+    x, index = torch.arange(1.0, 7).reshape(2, 3), torch.tensor([[0, 3], [-1, 2]])
+    attrs = {"dim": 1, "reduce": ""}
+    (gathered,) = [GENERIC["gather"]([x, index], attrs, [2, 2])]
+    assert gathered.tolist() == [[1, 0], [0, 6]]
+    for reduce, expected in (("", [[9, 2, 3], [4, 5, 9]]), ("add", [[10, 2, 3], [4, 5, 15]])):
+        source = torch.full((2, 2), 9.0)
+        assert GENERIC["scatter"]([x, index, source], attrs | {"reduce": reduce}, [2, 3]).tolist() == expected
+    assert GENERIC["index_select"]([x, torch.tensor([1, 7])], attrs, [2, 2]).tolist() == [[2, 0], [5, 0]]
+
+
+@CASE
+def test_printing_shows_the_body(case):
+    text = format_program(case.program()[0])
+    assert "bodies (1)" in text
+    assert "over_keys b0" in text
+    assert all(i.op in text for i in case.body.instructions)
