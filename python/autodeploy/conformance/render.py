@@ -157,8 +157,8 @@ def _fresh(results: Sequence[Result]) -> str:
     ]
     bad = [r for r in results if r["status"] != "pass"]
     if bad:
-        rows = [(r["name"], r["case"]["seed"], r["case"]["sizes"], r["status"], reason(r)) for r in bad]
-        lines.append(_rows(("type", "seed", "sizes", "status", "reason"), rows))
+        rows = [(r["name"], r["case"]["seed"], r["status"], reason(r)) for r in bad]
+        lines.append(_rows(("type", "seed", "status", "reason"), rows))
     return "\n\n".join(lines)
 
 

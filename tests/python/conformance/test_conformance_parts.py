@@ -108,7 +108,7 @@ def test_the_page_says_what_passes_and_why_not() -> None:
     assert "| y | run | fail | a wrong: in modeling_y.py:3 |" in page
     assert "refused: [capture] an encoder" in page
     assert "| x+variant | 2 | `vision.` 2 |" in page
-    assert "| x | 1 | {} | crash | it died |" in page
+    assert "| x | 1 | crash | it died |" in page
 
 
 def test_prefixes_of_unused_tensors() -> None:
