@@ -76,6 +76,8 @@ def capture(
     fold_sizes(ir.graph, ir.input("token_ids"), notes.longest)
     ir.graph_module.recompile()
     ir.metadata.update(facts)
+    num_logits = int(ir.output_nodes()[0].meta["val"].shape[-1])  # tokens with an embedding but no logit are padding
+    ir.metadata["vocab_size"] = min(ir.metadata["vocab_size"], num_logits)
     _limit_positions(ir, notes.longest)
     ir.report.extend(sorted(notes.notes))
     if config is not whole:

@@ -89,7 +89,9 @@ def make_tiny(
     model.config.dtype = dtype
     model.save_pretrained(out, max_shard_size=max_shard_size)
     if tokenizer:
-        _tokenizer(min(model.config.get_text_config().vocab_size, 320)).save_pretrained(out)
+        head = model.get_output_embeddings()  # may have fewer rows than there are embeddings
+        rows = head.weight.shape[0] if head is not None else 320
+        _tokenizer(min(model.config.get_text_config().vocab_size, rows, 320)).save_pretrained(out)
     return out
 
 

@@ -113,7 +113,10 @@ def _reshaped(c: _Call) -> list[Expr]:
 
 
 def _cast(c: _Call) -> list[Expr]:
+    """A conversion. One to bfloat16, in which models are captured, is to the activations' type, bound when loaded."""
     dtype = c.results[0].dtype
+    if dtype == torch.bfloat16:
+        return [c.x()]
     if dtype not in _FORMATS:
         raise WeightError(f"[cast] the checkpoint's conversion casts to {dtype}, which weights cannot express")
     if is_block(c.x().format) and dtype == torch.float32:

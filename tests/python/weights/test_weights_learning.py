@@ -163,6 +163,12 @@ def test_what_cannot_be_recorded_is_refused(f):
         f(Recorded.make(e.tensor("a", "f32", (4, 6))))
 
 
+def test_a_conversion_to_the_activations_type_loses_nothing():
+    recorded = Recorded.make(e.tensor("a", "f32", (4, 6)))
+    assert recorded[:3].to(torch.bfloat16).contiguous().expr.format == "f32"
+    assert recorded.half().expr.format == "f16"
+
+
 def test_blocks_under_record():
     blocks = Recorded.make(e.tensor("q", "q4_0", (6, 64)))
     assert blocks.dtype == torch.float32
