@@ -42,6 +42,14 @@ def attention_forward(
         )
     if current is None:
         raise CaptureError("[attention] this attention implementation exists only while a model is captured")
+    if _knows_no_tokens(query, key):
+        others = [x for x in (s_aux, sinks, indices) if x is not None]
+        if others or sliding_window:
+            raise CaptureError(
+                f"[attention] expected scores, a mask and a bias over keys that are no tokens, found more at "
+                f"{calling_line()}; no canonical op takes them"
+            )
+        return _written_out(query, key, value, attention_mask, scaling, softcap, position_bias), None
     _check_shapes(query, key, value)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is not None:
@@ -67,6 +75,37 @@ def attention_forward(
         float(softcap or 0.0),
     )
     return out.unsqueeze(0), None
+
+
+def _knows_no_tokens(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether queries and keys are a fixed number of things of each token: tokens are rows, and nothing mixes them."""
+    return query.dim() == 4 and key.dim() == 4 and isinstance(query.shape[2], int) and isinstance(key.shape[2], int)
+
+
+def _written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Plain arithmetic: q [B, Hq, n, D], k [B, Hkv, m, D], v [B, Hkv, m, Dv] -> [B, n, Hq, Dv]."""
+    if query.shape[1] != key.shape[1]:
+        group = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    scores = torch.matmul(query, key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2)
 
 
 def _check_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -96,6 +96,10 @@ class ProgramBuilder:
         """All of the storage that a view reads."""
         return View.whole(view.storage, view.dtype, self._shapes[view.storage])
 
+    def has_state(self, name: str) -> bool:
+        """Whether an earlier instruction uses the state."""
+        return name in self._states
+
     def state(self, state: State) -> int:
         """Index of a state, declared where it is new."""
         if state.name not in self._states:

@@ -25,10 +25,14 @@ def lower_canonical(call: Call, op: Op, states: dict[str, StateDecl]) -> View | 
     arguments = {name: call[name] for name in (*op.operands, *op.attributes)}
     operands: list[View | None] = [arguments[name] for name in op.operands]
     attrs = {name: _attribute(arguments[name]) for name in op.attributes}
+    # An earlier instruction has put what this one would store into the same state.
+    reads_state = bool(op.stored_operands) and any(call.builder.has_state(s) for s in call.node.meta.get("states", ()))
     fallback = _without_weight_param(call, op, operands, attrs)
     if fallback is not None:
         return fallback
 
+    if reads_state:
+        operands = [None if name in op.stored_operands else v for name, v in zip(op.operands, operands, strict=True)]
     operands, gone = _without_single_rows(op, operands)
     results = [
         call.new_value([s for d, s in enumerate(call.shape(i)) if d not in gone], call.dtype(i), i)

@@ -123,6 +123,7 @@ class Attention(Op):
     )
     mixes_tokens = True
     fixed_operands = ("sinks", "slopes")
+    stored_operands = ("k", "v")
 
     def fake(self, q: torch.Tensor, k: torch.Tensor | None, v: torch.Tensor | None, *rest: Any) -> torch.Tensor:
         if v is None:

@@ -200,6 +200,7 @@ class Op:
     mixes_tokens: ClassVar[bool] = False
     weight_operands: ClassVar[tuple[str, ...]] = ()  # may be quantized
     fixed_operands: ClassVar[tuple[str, ...]] = ()  # do not depend on tokens; the others have T, or k * T, rows
+    stored_operands: ClassVar[tuple[str, ...]] = ()  # are all that the state holds; absent where it holds them already
     composite: ClassVar[bool] = False
     in_program: ClassVar[bool] = True  # False: exists in captured graphs only, and must be gone before lowering
 

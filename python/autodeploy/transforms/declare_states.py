@@ -14,16 +14,16 @@ class DeclareStates(Transform):
     1. An op says what it keeps (`Op.state_decl`) from the shapes and attributes of its call.
     2. States are named after the op and its place among the calls of that op, in graph order: `attention.0`, `ssd.3`;
        with several per call, also after their number. Equal graphs have equal states, whatever modules are called.
-    3. Every call has states of its own. Calls that cache the same keys and values (layers that share a cache) are
-       noted in the metadata as `shared_caches`, for a runtime that lets a state have several readers.
+    3. A call that would store the very values that an earlier one has stored, in a state of the same kind (layers that
+       share keys and values), reads that one's state; lowering leaves its stored operands out. Every other call has
+       states of its own.
     """
 
     name = "declare_states"
 
     def run(self, ir: ModelIR) -> bool:
         counts: dict[str, int] = {}
-        cached: dict[tuple[object, ...], str] = {}
-        shared: dict[str, str] = {}
+        stored: dict[tuple[object, ...], list[str]] = {}
         changed = False
         for node in ir.graph.nodes:
             op, body = op_of(node.target), body_of(node)
@@ -37,14 +37,11 @@ class DeclareStates(Transform):
             index = counts.get(name, 0)
             counts[name] = index + 1
             names = [f"{name}.{index}" + (f".{i}" if len(decls) > 1 else "") for i in range(len(decls))]
+            if op is not None and op.stored_operands:
+                what = tuple(values[op.operands.index(operand)] for operand in op.stored_operands)
+                names = stored.setdefault((name, what, str(decls)), names)
             if node.meta.get("states") != names:
                 node.meta["states"] = names
                 ir.states.update(zip(names, decls, strict=True))
                 changed = True
-            if name == "attention" and names:
-                first = cached.setdefault((values[1], values[2], str(decls)), names[0])
-                if first != names[0]:
-                    shared[names[0]] = first
-        if shared and ir.metadata.get("shared_caches") != shared:
-            ir.metadata["shared_caches"] = shared
         return changed
