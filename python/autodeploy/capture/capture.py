@@ -75,6 +75,8 @@ def capture(
     _drop_unused(ir)
     fold_sizes(ir.graph, ir.input("token_ids"), notes.longest)
     ir.graph_module.recompile()
+    # Some models leave columns of padding out of the logits: such tokens neither come out nor go in.
+    facts["vocab_size"] = min(facts["vocab_size"], int(ir.output_nodes()[0].meta["val"].shape[-1]))
     ir.metadata.update(facts)
     num_logits = int(ir.output_nodes()[0].meta["val"].shape[-1])  # tokens with an embedding but no logit are padding
     ir.metadata["vocab_size"] = min(ir.metadata["vocab_size"], num_logits)

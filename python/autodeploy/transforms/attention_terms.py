@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch.fx import Node
 
 from . import nodes as n
 from .attention_masks import MaskKind, added_kind, hidden_kind, is_hidden, mask_kind, unshaped
+from .forms import sizes
 from .nodes import aten
 from .rewrite import Rewriter
 from .token_forms import Slope, constant_number, places, slope
@@ -133,3 +135,41 @@ def _zero_outside(r: Rewriter, x: Node) -> tuple[Node, int] | None:
         return None
     both = kinds[0].both(kinds[1])
     return (value, both.window) if both is not None and both.causal and both.window else None
+
+
+def slopes_of(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
+    """The sum of all slopes as [heads]; None where there is none, or one for another number of heads."""
+    total: Node | None = None
+    numbers = sum(float(x) * scale for x, scale in terms.slopes if not isinstance(x, Node))
+    for value, scale in terms.slopes:
+        if not isinstance(value, Node):
+            continue
+        if n.dtype_of(value) != torch.float32:
+            value = r.call(aten.to.dtype, value, torch.float32, like=value, before=before)
+        if n.shape_of(value)[0] not in (1, heads):
+            return None
+        if scale != 1.0:
+            value = r.call(aten.mul.Tensor, value, scale, like=value, before=before)
+        total = value if total is None else r.call(aten.add.Tensor, total, value, like=value, before=before)
+    if total is None and numbers:
+        total = r.call(aten.full.default, [heads], numbers, like=before, before=before, dtype=torch.float32)
+    elif total is not None:
+        if numbers:
+            total = r.call(aten.add.Tensor, total, numbers, like=total, before=before)
+        if n.shape_of(total)[0] != heads:
+            total = r.call(aten.expand.default, total, [heads], like=total, before=before)
+    return total
+
+
+def table_of(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
+    """The one table by distance as [T, heads, R]."""
+    if len(terms.tables) != 1:
+        return None
+    table, scale = terms.tables[0]
+    shape = n.shape_of(table)
+    lead = [s for s in shape[:-2] if not n.same_size(s, 1)]
+    if len(shape) < 3 or lead != ([heads] if heads > 1 else []) or not n.is_symbolic(shape[-2]):
+        return None
+    table = r.call(aten.reshape.default, table, sizes([heads, *shape[-2:]]), like=table, before=before)
+    table = r.call(aten.permute.default, table, [1, 0, 2], like=table, before=before)
+    return table if scale == 1.0 else r.call(aten.mul.Tensor, table, scale, like=table, before=before)

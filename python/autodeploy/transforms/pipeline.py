@@ -22,6 +22,7 @@ from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
 from .raise_linear import RaiseLinear
+from .raise_masked_attention import RaiseMaskedAttention
 from .raise_norms import RaiseNorms
 from .raise_over_keys import RaiseOverKeys
 from .raise_rope import RaiseRope
@@ -46,6 +47,7 @@ def phases() -> list[Phase]:
             TokenPositions(),
             CleanUp(),
             RaiseAttention(),
+            RaiseMaskedAttention(),
             WriteOutAttention(),
             RaiseOverKeys(),
             CutTables(),

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch.fx import Node
 
 from ..ir import ModelIR
 from . import nodes as n
 from .attention_masks import RESHAPES, hidden_kind, is_hidden, mask_kind, same_square
-from .attention_terms import Terms, read_added
+from .attention_terms import Terms, read_added, slopes_of, table_of
 from .base import Transform
 from .forms import sizes
 from .nodes import aten, canonical
@@ -202,10 +201,10 @@ def _emit(r: Rewriter, softmax: Node, scores: _Scores, product: Node) -> bool:
     if query % key or key != value:
         return False
     merged = scores.terms.merged()
-    if merged is None or merged.window < 0:
+    if merged is None or not merged.causal or merged.window < 0:  # later tokens: refused by `raise_over_keys`
         return False
-    slopes = _slopes(r, scores.terms, query, product)
-    table = _table(r, scores.terms, query, product)
+    slopes = slopes_of(r, scores.terms, query, product)
+    table = table_of(r, scores.terms, query, product)
     if (scores.terms.slopes and slopes is None) or (scores.terms.tables and table is None):
         return False
 
@@ -239,41 +238,3 @@ def _emit(r: Rewriter, softmax: Node, scores: _Scores, product: Node) -> bool:
     out = r.call(aten.permute.default, out, [1, 0, 2], like=product, before=product)
     replace(product, r.call(aten.reshape.default, out, sizes(n.shape_of(product)), like=product, before=product))
     return True
-
-
-def _slopes(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
-    """The sum of all slopes as [heads]; None where there is none, or one for another number of heads."""
-    total: Node | None = None
-    numbers = sum(float(x) * scale for x, scale in terms.slopes if not isinstance(x, Node))
-    for value, scale in terms.slopes:
-        if not isinstance(value, Node):
-            continue
-        if n.dtype_of(value) != torch.float32:
-            value = r.call(aten.to.dtype, value, torch.float32, like=value, before=before)
-        if n.shape_of(value)[0] not in (1, heads):
-            return None
-        if scale != 1.0:
-            value = r.call(aten.mul.Tensor, value, scale, like=value, before=before)
-        total = value if total is None else r.call(aten.add.Tensor, total, value, like=value, before=before)
-    if total is None and numbers:
-        total = r.call(aten.full.default, [heads], numbers, like=before, before=before, dtype=torch.float32)
-    elif total is not None:
-        if numbers:
-            total = r.call(aten.add.Tensor, total, numbers, like=total, before=before)
-        if n.shape_of(total)[0] != heads:
-            total = r.call(aten.expand.default, total, [heads], like=total, before=before)
-    return total
-
-
-def _table(r: Rewriter, terms: Terms, heads: int, before: Node) -> Node | None:
-    """The one table by distance as [T, heads, R]."""
-    if len(terms.tables) != 1:
-        return None
-    table, scale = terms.tables[0]
-    shape = n.shape_of(table)
-    lead = [s for s in shape[:-2] if not n.same_size(s, 1)]
-    if len(shape) < 3 or lead != ([heads] if heads > 1 else []) or not n.is_symbolic(shape[-2]):
-        return None
-    table = r.call(aten.reshape.default, table, sizes([heads, *shape[-2:]]), like=table, before=before)
-    table = r.call(aten.permute.default, table, [1, 0, 2], like=table, before=before)
-    return table if scale == 1.0 else r.call(aten.mul.Tensor, table, scale, like=table, before=before)

@@ -104,6 +104,12 @@ class Written(nn.Module):
                 return (q @ k.mT + added + distance * distance).softmax(-1)
             case "slopes without mask":
                 return (q @ k.mT + 0.1 * position_ids[:, None, None, :]).softmax(-1)
+            case "table of distances":
+                distance = position_ids[0][:, None] - torch.arange(tokens)
+                table = q[..., :5] * 2.0
+                near = distance.clamp(0, 4).expand(1, HEADS, -1, -1)
+                bias = table.gather(-1, near).masked_fill((distance < 0) | (distance >= 5), 0.0)
+                return (q @ k.mT * 0.3 + bias * (1 + position_ids[:, None, :, None] * 0.1) + added).softmax(-1)
             case "unmasked":
                 return (q @ k.mT).softmax(-1)
         raise ValueError(self.style)
@@ -111,7 +117,7 @@ class Written(nn.Module):
 
 STYLES = ["added", "added, then divided", "where", "masked_fill", "constant triangle", "baddbmm", "softcap",
           "triangle of ones", "added triangle", "lower triangle", "compared places", "multiplied"]  # fmt: skip
-BIASED = ["bias", "slopes of places", "slopes of counts", "slopes, then divided"]
+SLOPES = ["bias", "slopes of places", "slopes of counts", "slopes, then divided"]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -157,15 +163,21 @@ def test_what_no_attention_op_says_is_over_keys():
     assert list(ir.states) == ["over_keys.0"]
 
 
-@pytest.mark.parametrize("style", BIASED)
-def test_a_bias_that_grows_with_the_place_of_a_key_is_slopes(style):
-    """Softmax takes away what is the same for all keys, so only the growth is told apart; it also runs in steps."""
+@pytest.mark.parametrize("style", [*SLOPES, "table of distances"])
+def test_a_bias_by_distance_is_an_operand(style):
+    """Softmax takes away what is the same for all keys, so of slopes only the growth counts; it also runs in steps."""
     ir = capture(Written(style), longest=64)
     for transform in (CleanUp(), NormalForms(), TokenPositions(), CleanUp()):
         transform.run(ir)
     check(ir, RaiseAttention())
     (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
-    assert tuple(call.args[4].meta["val"].shape) == (HEADS,)
+    slopes, table = call.args[4:6]
+    if style in SLOPES:
+        assert tuple(slopes.meta["val"].shape) == (HEADS,)
+        assert table is None
+    else:
+        assert slopes is None
+        assert tuple(table.meta["val"].shape)[1:] == (HEADS, 5)
     ir = capture(Written(style), longest=64)
     weights = random_weights(ir)
     ids = torch.randint(0, VOCAB, (13,), generator=torch.Generator().manual_seed(2))
