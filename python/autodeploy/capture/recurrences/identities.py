@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class Identity:
     op: str
     roles: tuple[Role, ...]
     out: str
-    scalars: dict[str, Callable[[dict[str, int]], tuple[float, ...]]] = dataclasses.field(default_factory=dict)
+    scalars: Mapping[str, Callable[[dict[str, int]], tuple[float, ...]]] = dataclasses.field(default_factory=dict)
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     probes: tuple[dict[str, str], ...] = ()
 

@@ -42,7 +42,7 @@ class Layout:
         """The way back."""
         start = 0 if self.tokens is None else 1
         if self.joined and len(self.rest) > 1:
-            x = x.unflatten(start, [self.sizes[d] for d in self.rest])
+            x = x.reshape(*x.shape[:start], *[self.sizes[d] for d in self.rest])
         for _ in self.dropped:
             x = x.unsqueeze(-1)
         order = [*([] if self.tokens is None else [self.tokens]), *self.rest, *self.dropped]

@@ -106,7 +106,7 @@ class Watch:
             self._refuse(unit, error)
         name = match.result.path[0]
         _check_aliases(name, variables, unit)
-        outcome = {n: Unavailable(f"{n} after the loop", loop.where) for n in loop.writes}
+        outcome: dict[str, Any] = {n: Unavailable(f"{n} after the loop", loop.where) for n in loop.writes}
         outcome[name] = self._emit(unit, match)
         if match.result.pieces:
             dim = match.result.sizes.index(TOKENS)
