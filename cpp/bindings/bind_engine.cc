@@ -71,7 +71,10 @@ EngineOptions to_options(const py::dict& values) {
          {"page_size", integer("page_size", o.page_size)},
          {"num_threads", integer("num_threads", o.num_threads)},
          {"exact", boolean("exact", o.exact)},
-         {"prefault", boolean("prefault", o.prefault)}});
+         {"prefault", boolean("prefault", o.prefault)},
+         {"plugins", [&](py::handle v) {
+            o.plugins = take<std::vector<std::string>>("engine", "plugins", v, "a list of paths");
+          }}});
   return o;
 }
 
@@ -187,7 +190,7 @@ void bind_engine(py::module_& m) {
            py::arg("progress") = py::none(),
            R"(Loads an artifact.
 
-options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault;
+options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault, plugins;
 what is left out is chosen from the model and the machine. progress(done, total) is called with bytes of weights;
 what it raises ends the loading.
 Raises ValueError, OSError or MemoryError.)")

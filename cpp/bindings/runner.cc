@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "runtime/plugins.h"
 #include "runtime/program_reader.h"
 #include "runtime/weight_program.h"
 
@@ -27,7 +28,8 @@ CachePlan plan_without_windows(std::vector<StateSpec>& states, const CacheLimits
 
 Runner::Runner(const std::string& artifact_dir, const RunnerOptions& options)
     : options_(options), pool_(options.num_threads) {
-  executor_ = std::make_unique<Executor>(load_program(artifact_dir));
+  executor_ =
+      std::make_unique<Executor>(load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins)));
   const ProgramSpec& program = executor_->program();
   vocab_size_ = program.vocab_size;
   weights_ = load_weights(load_weight_program(artifact_dir), artifact_dir, program.params, pool_);
@@ -90,8 +92,11 @@ void Runner::check(const RunnerStep& s) const {
     that(s.rows[i] >= (i ? s.rows[i - 1] + 1 : 0) && s.rows[i] < static_cast<int32_t>(T),
          "ascending rows below the number of tokens");
   }
-  for (int64_t id : s.token_ids)
-    that(id >= 0 && (vocab_size_ == 0 || id < vocab_size_), "token ids below vocab_size");
+  const std::vector<int64_t>& prefix = executor_->program().prefix_tokens;
+  for (int64_t id : s.token_ids) {
+    const bool own = std::find(prefix.begin(), prefix.end(), id) != prefix.end();
+    that(id >= 0 && (vocab_size_ == 0 || id < vocab_size_ || own), "token ids below vocab_size");
+  }
 }
 
 const StepBatch& Runner::prepare(RunnerStep step) {

@@ -16,10 +16,11 @@ namespace autodeploy {
 
 struct RunnerOptions {
   int64_t max_tokens = 0, max_seqs = 0, max_seq_len = 0;
-  int num_threads = 0;    // 0: automatic
-  int32_t page_size = 0;  // tokens; 0: the default
-  bool exact = false;     // forbid int8 activations
-  bool poison = false;    // values are NaN until written, and share no memory
+  int num_threads = 0;               // 0: automatic
+  int32_t page_size = 0;             // tokens; 0: the default
+  bool exact = false;                // forbid int8 activations
+  bool poison = false;               // values are NaN until written, and share no memory
+  std::vector<std::string> plugins;  // libraries of an author's own operators
 };
 
 // One step. Sequence i holds tokens [query_start[i], query_start[i+1]) and lives in cache slot slot[i], a

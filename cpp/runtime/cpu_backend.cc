@@ -14,6 +14,7 @@
 #include "runtime/cpu_model_runner.h"
 #include "runtime/engine_backend.h"
 #include "runtime/executor.h"
+#include "runtime/plugins.h"
 #include "runtime/program_limits.h"
 #include "runtime/program_reader.h"
 #include "runtime/sampler.h"
@@ -41,7 +42,7 @@ class CpuBackend final : public EngineBackend {
   CpuBackend(const std::string& artifact_dir, const EngineOptions& options, const LoadProgress& progress)
       : options_(options) {
     process_bytes_ = resident_memory();
-    ProgramSpec program = load_program(artifact_dir);
+    ProgramSpec program = load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins));
     const WeightProgram weight_program = load_weight_program(artifact_dir);
     program_limits_ = find_program_limits(program);
     available_bytes_ = available_memory();
@@ -49,7 +50,9 @@ class CpuBackend final : public EngineBackend {
     const int threads =
         options.num_threads > 0 ? std::min(options.num_threads, kMaxThreads) : available_processors();
     const WeightPlan weight_plan = plan_weights(weight_program, program.params, threads);
+    prefix_tokens_ = program.prefix_tokens;
     const ModelFacts facts{program_limits_.vocab_size, program_limits_.max_positions,
+                           static_cast<int64_t>(prefix_tokens_.size()),
                            weight_plan.resident_bytes + weight_plan.scratch_bytes};
     const CacheLimits limits = resolve_limits(options, facts, program.states, available_bytes_);
     std::vector<StateSpec> states = program.states;
@@ -79,20 +82,23 @@ class CpuBackend final : public EngineBackend {
   ModelRunner& runner() override { return *runner_; }
   CacheManager& cache() override { return *cache_; }
   int64_t vocab_size() const override { return program_limits_.vocab_size; }
+  std::span<const int64_t> prefix_tokens() const override { return prefix_tokens_; }
 
   std::string plan_json(int64_t book_bytes) const override {
     Json plan = Json::parse(executor_->plan_json());
     const CachePlan& caches = cache_->plan();
-    plan["limits"] = {{"vocab_size", program_limits_.vocab_size},
-                      {"max_positions", program_limits_.max_positions},
-                      {"max_seq_len", caches.limits.max_seq_len},
-                      {"max_num_seqs", caches.limits.max_num_seqs},
-                      {"max_batch_tokens", caches.limits.max_batch_tokens},
-                      {"cache_bytes", caches.limits.max_bytes},
-                      {"page_size", caches.limits.page_size},
-                      {"num_threads", pool_->num_threads()},
-                      {"exact", options_.exact},
-                      {"prefault", options_.prefault}};
+    plan["limits"] = {
+        {"vocab_size", program_limits_.vocab_size},
+        {"max_positions", program_limits_.max_positions},
+        {"max_seq_len", caches.limits.max_seq_len - static_cast<int64_t>(prefix_tokens_.size())},
+        {"num_prefix_tokens", prefix_tokens_.size()},
+        {"max_num_seqs", caches.limits.max_num_seqs},
+        {"max_batch_tokens", caches.limits.max_batch_tokens},
+        {"cache_bytes", caches.limits.max_bytes},
+        {"page_size", caches.limits.page_size},
+        {"num_threads", pool_->num_threads()},
+        {"exact", options_.exact},
+        {"prefault", options_.prefault}};
     const MemoryPlan& memory = executor_->memory_plan();
     const int64_t weights = weights_.plan().resident_bytes;
     const int64_t arena = memory.arena_bytes + memory.workspace_bytes;
@@ -143,6 +149,7 @@ class CpuBackend final : public EngineBackend {
   // In the order of their dependencies: what comes later points into what came before.
   EngineOptions options_;
   ProgramLimits program_limits_;
+  std::vector<int64_t> prefix_tokens_;
   int64_t available_bytes_ = 0, process_bytes_ = 0;
   std::unique_ptr<ThreadPool> pool_;
   LoadedWeights weights_;

@@ -22,6 +22,13 @@ uint64_t random_base() {
   return (uint64_t{device()} << 32) | device();
 }
 
+// Without the prefix, which nobody asks for.
+CacheLimits user_limits(EngineBackend& backend) {
+  CacheLimits limits = backend.cache().plan().limits;
+  limits.max_seq_len -= static_cast<int64_t>(backend.prefix_tokens().size());
+  return limits;
+}
+
 void count_end(EngineStats& stats, FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone:
@@ -50,11 +57,11 @@ std::unique_ptr<Engine> Engine::open(const std::string& artifact_dir, const Engi
 
 Engine::Engine(std::unique_ptr<EngineBackend> backend)
     : backend_(std::move(backend)),
-      scheduler_(&backend_->cache(), backend_->vocab_size()),
+      scheduler_(&backend_->cache(), backend_->vocab_size(), backend_->prefix_tokens()),
       loop_(make_plain_loop(&scheduler_, &backend_->runner())),
       plan_(backend_->plan_json(scheduler_.bytes())),
       vocab_size_(backend_->vocab_size()),
-      limits_(backend_->cache().plan().limits),
+      limits_(user_limits(*backend_)),
       start_(std::chrono::steady_clock::now()),
       seed_base_(random_base()) {
   stats_.cache_total_bytes = backend_->cache().total_bytes();

@@ -72,6 +72,7 @@ class Engine {
   void close();
 
   int64_t vocab_size() const { return vocab_size_; }
+  // max_seq_len counts prompt and answer, not the model's prefix.
   const CacheLimits& limits() const { return limits_; }
 
  private:

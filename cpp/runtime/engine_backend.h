@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "cache_manager/cache_manager.h"
@@ -18,6 +19,8 @@ class EngineBackend {
   virtual ModelRunner& runner() = 0;
   virtual CacheManager& cache() = 0;
   virtual int64_t vocab_size() const = 0;
+  // Tokens that stand before the prompt of every request.
+  virtual std::span<const int64_t> prefix_tokens() const { return {}; }
   // Every byte and every choice as a JSON object, with at least "limits" and "memory"; book_bytes is what
   // scheduler and cache manager take for their books.
   virtual std::string plan_json(int64_t book_bytes) const = 0;

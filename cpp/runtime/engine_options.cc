@@ -21,9 +21,9 @@ void check_option(const char* name, int64_t value, int64_t low, int64_t high) {
 void check_options(const EngineOptions& options, const ModelFacts& model) {
   // One token of prompt and one of output is the least.
   check_option("max_seq_len", options.max_seq_len, 2, kMaxSeqLen);
-  AD_CHECK(model.max_positions == 0 || options.max_seq_len <= model.max_positions,
-           ErrorKind::kInvalidArgument, "[engine] max_seq_len: expected at most the ", model.max_positions,
-           " positions of the model, found ", options.max_seq_len);
+  AD_CHECK(model.max_positions == 0 || options.max_seq_len <= model.max_positions - model.prefix_len,
+           ErrorKind::kInvalidArgument, "[engine] max_seq_len: expected at most the ",
+           model.max_positions - model.prefix_len, " positions of the model, found ", options.max_seq_len);
   check_option("max_num_seqs", options.max_num_seqs, 1, kMaxNumSeqs);
   check_option("max_batch_tokens", options.max_batch_tokens, 1, kMaxBatchTokens);
   check_option("cache_bytes", options.cache_bytes, 1, int64_t{1} << 60);
@@ -54,10 +54,11 @@ CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model
         available_bytes == 0 ? kUnknownMemoryCache : (available_bytes - model.weight_bytes) / 2;
     limits.max_bytes = std::max(limits.max_bytes, kLeastCache);
   }
-  limits.max_seq_len = options.max_seq_len;
+  const int64_t least = model.prefix_len + 2;  // one token of prompt and one of output
+  limits.max_seq_len = options.max_seq_len > 0 ? options.max_seq_len + model.prefix_len : 0;
   if (limits.max_seq_len == 0)
     limits.max_seq_len = model.max_positions > 0 ? model.max_positions : kDefaultSeqLen;
-  limits.max_seq_len = std::clamp<int64_t>(limits.max_seq_len, 2, kMaxSeqLen);
+  limits.max_seq_len = std::clamp<int64_t>(limits.max_seq_len, least, kMaxSeqLen);
   limits.max_num_seqs = options.max_num_seqs > 0 ? options.max_num_seqs : kDefaultNumSeqs;
   const auto default_batch_tokens = [&] {
     // More tokens than all sequences together have would never come.
@@ -77,7 +78,7 @@ CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model
            limits.max_batch_tokens);
   if (options.max_seq_len == 0) {
     const int64_t longest = longest_seq_len(states, limits);
-    if (longest >= 2) limits.max_seq_len = longest;  // else plan_caches says what is missing
+    if (longest >= least) limits.max_seq_len = longest;  // else plan_caches says what is missing
     if (options.max_batch_tokens == 0) limits.max_batch_tokens = default_batch_tokens();
   }
   const int64_t cache_bytes = plan_caches(states, limits).bytes();

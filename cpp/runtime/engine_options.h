@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cache_manager/cache_plan.h"
@@ -19,6 +20,7 @@ struct EngineOptions {
   int num_threads = 0;           // the processors that affinity and cgroup allow
   bool exact = false;            // no int8 activations: results equal those of dequantized weights in float32
   bool prefault = false;         // back the caches with memory at the start rather than at first use
+  std::vector<std::string> plugins = {};  // libraries with kernels for operators of an author's own, by path
 };
 
 inline constexpr int kMaxThreads = 1024;
@@ -27,12 +29,14 @@ inline constexpr int kMaxThreads = 1024;
 struct ModelFacts {
   int64_t vocab_size = 0;
   int64_t max_positions = 0;  // 0: the model does not say
+  int64_t prefix_len = 0;     // tokens that stand before every prompt; max_seq_len does not count them
   int64_t weight_bytes = 0;   // resident, and what loading needs besides
 };
 
 // Checks the options and fills in what they leave open. `available_bytes` is the memory that may be taken, 0
 // when unknown. Throws Error(kInvalidArgument) "[engine] option: expected ..., found ..." and
 // Error(kOutOfMemory) with the numbers.
+// The result's max_seq_len is that of the caches: it counts the prefix.
 CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model,
                            std::vector<StateSpec> states, int64_t available_bytes);
 

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "runtime/over_keys.h"
+#include "runtime/plugins.h"
 #include "runtime/program_schema.h"
 
 namespace autodeploy {
@@ -51,6 +52,15 @@ class Chooser {
       if (chosen.kernel) break;
       chosen.choice.declined.push_back(
           detail::concat(entry.name, ": ", why.empty() ? "gave no reason" : why));
+    }
+    if (is_author_op(ins.op) && c_.program.plugins) {
+      if (const autodeploy_plugin_op* op = c_.program.plugins->find(ins.op)) {
+        try {
+          chosen.kernel = make_plugin_kernel(*op, spec);
+        } catch (const Error& e) {
+          throw Error(e.kind(), with_source(ins) + e.what());
+        }
+      }
     }
     if (chosen.kernel) {
       chosen.choice.kernel = chosen.kernel->name();
@@ -112,7 +122,8 @@ class Chooser {
     const ParamBinding& binding = c_.params[static_cast<size_t>(ref.index)];
     o.dtype = param.dtype;
     // A composite that has no schema sees whatever form its parts asked for.
-    const bool wants_weight = ref.weight || (!find_op_schema(ins.op) && param.used_as_weight);
+    const bool wants_weight =
+        ref.weight || (!find_op_schema(ins.op) && !is_author_op(ins.op) && param.used_as_weight);
     if (wants_weight && ref.whole) {
       o.weight = binding.packed;
     } else if (binding.plain) {

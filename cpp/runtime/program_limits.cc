@@ -45,10 +45,20 @@ ProgramLimits find_program_limits(const ProgramSpec& program) {
            ErrorKind::kUnsupported, "[engine] expected logits of shape [R, vocab_size], found another");
 
   ProgramLimits limits{least(program.vocab_size, shape[1].constant), program.max_positions};
-  for_each_table(program, program.instructions, program.input("token_ids"),
-                 [&](int64_t rows) { limits.vocab_size = least(limits.vocab_size, rows); });
+  for_each_table(program, program.instructions, program.input("token_ids"), [&](int64_t rows) {
+    limits.vocab_size = least(limits.vocab_size, rows);
+    for (int64_t id : program.prefix_tokens) {
+      AD_CHECK(id < rows, ErrorKind::kInvalidArtifact,
+               "[program.json: metadata .prefix_tokens] expected token ids below the ", rows,
+               " rows of the table that they index, found ", id);
+    }
+  });
   for_each_table(program, program.instructions, program.input("positions"),
                  [&](int64_t rows) { limits.max_positions = least(limits.max_positions, rows); });
+  const auto prefix = static_cast<int64_t>(program.prefix_tokens.size());
+  AD_CHECK(limits.max_positions == 0 || limits.max_positions >= prefix + 2, ErrorKind::kInvalidArtifact,
+           "[program.json: metadata .prefix_tokens] expected room for a prompt and an answer behind ", prefix,
+           " tokens, found ", limits.max_positions, " positions");
   return limits;
 }
 

@@ -8,8 +8,8 @@
 namespace autodeploy {
 
 struct ProgramLimits {
-  int64_t vocab_size = 0;     // token ids are below it, in and out
-  int64_t max_positions = 0;  // positions are below it; 0: unbounded
+  int64_t vocab_size = 0;     // token ids are below it, in and out, but for those of the prefix
+  int64_t max_positions = 0;  // positions are below it, those of the prefix included; 0: unbounded
 };
 
 // The least of what the metadata says, the columns of the logits, and the rows of the tables that token ids

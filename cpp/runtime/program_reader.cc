@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "runtime/plugins.h"
 #include "runtime/program_fields.h"
 #include "runtime/program_regions.h"
 #include "runtime/program_schema.h"
@@ -20,7 +21,7 @@ constexpr int64_t kMajor = 1, kMinor = 0;
 constexpr size_t kMaxParams = 1 << 20, kMaxValues = 1 << 20, kMaxInstructions = 1 << 20, kMaxStates = 1 << 16,
                  kMaxRegions = 1 << 16, kMaxBodies = 1 << 16;
 constexpr size_t kMaxOperands = 256, kMaxNamedValues = 256, kMaxMetadata = 4096, kMaxComponents = 16,
-                 kMaxAttrs = 64;
+                 kMaxAttrs = 64, kMaxPrefix = 1 << 16;
 constexpr int kMaxPartsDepth = 4;
 
 bool is_known_op(const std::string& op) {
@@ -40,7 +41,10 @@ std::vector<int64_t> component_shape(const std::vector<Dim>& outer) {
 
 class Reader {
  public:
-  Reader(const Json& doc, DType act) : doc_(doc), act_(act), regions_(program_.regions) {}
+  Reader(const Json& doc, DType act, std::shared_ptr<const PluginSet> plugins)
+      : doc_(doc), act_(act), regions_(program_.regions) {
+    program_.plugins = std::move(plugins);
+  }
 
   ProgramSpec read() {
     check_version();
@@ -93,7 +97,33 @@ class Reader {
     };
     number("vocab_size", &program_.vocab_size);
     number("max_positions", &program_.max_positions);
+    const auto prefix = metadata.find("prefix_tokens");
+    if (prefix != metadata.end()) {
+      if (!prefix->is_array() || prefix->size() > kMaxPrefix)
+        fail("metadata .prefix_tokens", detail::concat("at most ", kMaxPrefix, " token ids"), show(*prefix));
+      for (const Json& id : *prefix)
+        program_.prefix_tokens.push_back(to_integer(id, "metadata .prefix_tokens", 0, int64_t{1} << 40));
+    }
+    check_plugins(metadata);
     program_.metadata_json = metadata.dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+
+  // A library that the artifact was compiled with has to be the same one.
+  void check_plugins(const Json& metadata) const {
+    const auto named = metadata.find("plugins");
+    if (named == metadata.end() || !program_.plugins) return;
+    if (!named->is_object()) fail("metadata .plugins", "an object", show(*named));
+    for (const auto& item : named->items()) {
+      if (!item.value().is_string()) fail("metadata .plugins", "digests", show(item.value()));
+      for (const PluginSet::Library& library : program_.plugins->libraries()) {
+        if (library.file != item.key()) continue;
+        AD_CHECK(library.sha256 == item.value().get<std::string>(), ErrorKind::kUnsupported,
+                 "[program.json: metadata .plugins] expected ", library.file, " with the sha256 ",
+                 item.value().get<std::string>().substr(0, 64), ", found ", library.sha256, " at ",
+                 library.path,
+                 ": compile the model again with this library, or give the one that it was compiled with");
+      }
+    }
   }
 
   void read_params(Fields& top) {
@@ -287,8 +317,9 @@ class Reader {
     const bool has_parts = f.has("parts");
     if (scope_.in_body && (has_parts || !is_body_op(ins.op)))
       fail(ins.where, "an op that a body may hold, without parts", show(Json(ins.op)));
-    AD_CHECK(has_parts || is_known_op(ins.op), ErrorKind::kInvalidArtifact, "[program.json: ", ins.where,
-             "] expected an op of this version, found ", show(Json(ins.op)),
+    if (is_author_op(ins.op)) check_author_op(ins);
+    AD_CHECK(has_parts || is_author_op(ins.op) || is_known_op(ins.op), ErrorKind::kInvalidArtifact,
+             "[program.json: ", ins.where, "] expected an op of this version, found ", show(Json(ins.op)),
              ": compile the model again, or use the newer runtime that it was compiled for");
     for (const Json& o : f.array("in", kMaxOperands)) {
       ins.in.push_back(read_operand(o, detail::concat(ins.where, " operand ", ins.in.size())));
@@ -318,6 +349,25 @@ class Reader {
     }
     f.finish();
     return ins;
+  }
+
+  // An operator of an author's own needs a library that provides it, and the one that the artifact names
+  // where it names one.
+  void check_author_op(const InstructionSpec& ins) const {
+    const Json& metadata = doc_.at("metadata");
+    const auto ops = metadata.find("author_ops");
+    std::string hint;
+    if (ops != metadata.end() && ops->is_object() && ops->contains(ins.op)) {
+      const Json& facts = ops->at(ins.op);
+      if (facts.is_object() && facts.contains("library") && facts.at("library").is_string())
+        hint = ", such as " + facts.at("library").get<std::string>().substr(0, 200);
+    }
+    const bool known = program_.plugins && program_.plugins->find(ins.op);
+    AD_CHECK(known, ErrorKind::kUnsupported, "[program.json: ", ins.where,
+             "] expected a plug-in that provides ", show(Json(ins.op)),
+             ", an operator of the model's author, found ",
+             program_.plugins ? program_.plugins->names() : "none",
+             ": give its library by --plugin, LLM(plugins=...) or AUTODEPLOY_PLUGINS", hint);
   }
 
   std::string value_text(int32_t v) const {
@@ -386,6 +436,11 @@ class Reader {
     for (size_t i = 0; i < ins->out.size(); ++i) {
       if (std::count(ins->out.begin(), ins->out.end(), ins->out[i]) > 1)
         fail(ins->where, "different results", value_text(ins->out[i]));
+    }
+    if (is_author_op(ins->op)) {
+      if (!ins->states.empty() || !ins->alias.empty() || has_parts)
+        fail(ins->where, "an operator of an author's own without states, aliases and parts", "some");
+      if (ins->out.empty()) fail(ins->where, "at least one result", "none");
     }
     if (!schema) return;
     if (schema->variadic) {
@@ -640,12 +695,13 @@ class Reader {
 
 }  // namespace
 
-ProgramSpec read_program(std::string_view json, DType act) {
+ProgramSpec read_program(std::string_view json, DType act, std::shared_ptr<const PluginSet> plugins) {
   const Json doc = parse_document(json);
-  return Reader(doc, act).read();
+  return Reader(doc, act, std::move(plugins)).read();
 }
 
-ProgramSpec load_program(const std::string& artifact_dir, DType act) {
+ProgramSpec load_program(const std::string& artifact_dir, DType act,
+                         std::shared_ptr<const PluginSet> plugins) {
   const std::string path = artifact_dir + "/program.json";
   std::ifstream in(path, std::ios::binary);
   AD_CHECK(in.good(), ErrorKind::kIo, "[program.json] expected a readable file, found none at ", path,
@@ -654,7 +710,7 @@ ProgramSpec load_program(const std::string& artifact_dir, DType act) {
   text << in.rdbuf();
   AD_CHECK(!in.bad() && !text.fail(), ErrorKind::kIo, "[program.json] expected to read ", path,
            ", found an input error");
-  return read_program(text.str(), act);
+  return read_program(text.str(), act, std::move(plugins));
 }
 
 }  // namespace autodeploy

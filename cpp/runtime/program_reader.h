@@ -1,6 +1,7 @@
 // program.json -> ProgramSpec. Everything is checked here, once.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -10,10 +11,13 @@ namespace autodeploy {
 
 // Parses and checks a Program; `act` is what the activation type is bound to. Throws Error(kInvalidArtifact)
 // "[program.json: instruction 12 (linear)] expected ..., found ..." on anything malformed, and
-// Error(kUnsupported) on a version or an op that this build does not have.
-ProgramSpec read_program(std::string_view json, DType act = DType::kF32);
+// Error(kUnsupported) on a version or an op that this build does not have. Operators of an author's own are
+// known where one of `plugins` provides them.
+ProgramSpec read_program(std::string_view json, DType act = DType::kF32,
+                         std::shared_ptr<const PluginSet> plugins = nullptr);
 
 // Reads `<dir>/program.json`.
-ProgramSpec load_program(const std::string& artifact_dir, DType act = DType::kF32);
+ProgramSpec load_program(const std::string& artifact_dir, DType act = DType::kF32,
+                         std::shared_ptr<const PluginSet> plugins = nullptr);
 
 }  // namespace autodeploy

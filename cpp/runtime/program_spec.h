@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,8 @@
 #include "kernels/kernel.h"
 
 namespace autodeploy {
+
+class PluginSet;  // runtime/plugins.h
 
 // Largest T of any program: bounds of views are proved for every T up to it.
 constexpr int64_t kMaxProgramTokens = int64_t{1} << 24;
@@ -78,6 +81,7 @@ struct BodySpec;
 
 struct ProgramSpec {
   int64_t vocab_size = 0, max_positions = 0;  // of the metadata; 0 where it does not say
+  std::vector<int64_t> prefix_tokens;         // of the metadata: what stands before every request's prompt
   std::string metadata_json;                  // the whole object
   std::vector<ParamSpec> params;
   std::vector<ValueSpec> values;
@@ -86,6 +90,7 @@ struct ProgramSpec {
   std::vector<RegionProgram> regions;
   std::vector<BodySpec> bodies;
   std::vector<InstructionSpec> instructions;
+  std::shared_ptr<const PluginSet> plugins;  // of operators of an author's own; nullptr: none
 
   // Value index of an input or output, -1 where there is none of that name.
   int32_t input(const std::string& name) const { return find(inputs, name); }

@@ -45,8 +45,9 @@ struct StepOutput {
 struct Request {
   RequestId id = 0;
   SamplingParams params;
-  std::vector<int64_t> tokens;  // prompt, then output; room for all of it is reserved
-  int64_t prompt_len = 0;
+  std::vector<int64_t> tokens;  // the model's prefix, prompt, output; room for all of it is reserved
+  int64_t prefix_len = 0;
+  int64_t prompt_len = 0;    // the prefix included
   int64_t num_computed = 0;  // tokens whose states are in the caches
 
   enum class Status : uint8_t { kWaiting, kRunning, kFinished };
@@ -59,7 +60,11 @@ struct Request {
   bool is_decode() const { return num_generated() > 0 && num_computed == len() - 1; }
   // Tokens that the caches ever hold of it: the last one is never fed back.
   int64_t max_cached() const { return prompt_len + params.max_tokens - 1; }
-  std::span<const int64_t> prompt() const { return {tokens.data(), static_cast<size_t>(prompt_len)}; }
+  // What the user gave.
+  std::span<const int64_t> prompt() const {
+    return std::span<const int64_t>(tokens).subspan(static_cast<size_t>(prefix_len),
+                                                    static_cast<size_t>(prompt_len - prefix_len));
+  }
   std::span<const int64_t> generated() const { return std::span<const int64_t>(tokens).subspan(prompt_len); }
 };
 

@@ -30,9 +30,11 @@ const char* finish_reason_name(FinishReason reason) {
   return nullptr;
 }
 
-Scheduler::Scheduler(CacheManager* cache, int64_t vocab_size, PolicyKind policy)
+Scheduler::Scheduler(CacheManager* cache, int64_t vocab_size, std::span<const int64_t> prefix,
+                     PolicyKind policy)
     : cache_(cache),
-      limits_{vocab_size, cache->plan().limits.max_seq_len},
+      prefix_(prefix.begin(), prefix.end()),
+      limits_{vocab_size, cache->plan().limits.max_seq_len - static_cast<int64_t>(prefix.size())},
       policy_(make_policy(policy)),
       builder_(cache->plan()) {
   const CacheLimits& limits = cache->plan().limits;
@@ -53,9 +55,11 @@ void Scheduler::check(std::span<const int64_t> prompt, const SamplingParams& par
 void Scheduler::add(RequestId id, std::span<const int64_t> prompt, SamplingParams params) {
   auto request = std::make_unique<Request>();
   request->id = id;
-  request->prompt_len = static_cast<int64_t>(prompt.size());
-  request->tokens.reserve(prompt.size() + static_cast<size_t>(params.max_tokens));
-  request->tokens.assign(prompt.begin(), prompt.end());
+  request->prefix_len = static_cast<int64_t>(prefix_.size());
+  request->prompt_len = static_cast<int64_t>(prefix_.size() + prompt.size());
+  request->tokens.reserve(prefix_.size() + prompt.size() + static_cast<size_t>(params.max_tokens));
+  request->tokens.assign(prefix_.begin(), prefix_.end());
+  request->tokens.insert(request->tokens.end(), prompt.begin(), prompt.end());
   request->params = std::move(params);
   waiting_.push_back(request.get());
   const bool added = requests_.emplace(id, std::move(request)).second;
@@ -251,7 +255,8 @@ void Scheduler::audit() const {
   for (const Request* request : running_) {
     AD_ICHECK(request->status == Request::Status::kRunning &&
                   cache_->committed(request->sequence) == request->num_computed &&
-                  request->num_computed < request->len() && request->len() <= limits_.max_seq_len,
+                  request->num_computed < request->len() &&
+                  request->len() <= limits_.max_seq_len + request->prefix_len,
               "a running request has computed less than it knows, and the caches agree");
   }
 }

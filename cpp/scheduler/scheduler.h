@@ -27,8 +27,10 @@ struct SchedulerCounters {
 class Scheduler {
  public:
   // Limits are those of the cache plan; every running sequence decodes in every step, so max_batch_tokens
-  // must not be less than max_num_seqs (Error(kInvalidArgument)).
-  Scheduler(CacheManager* cache, int64_t vocab_size, PolicyKind policy = PolicyKind::kFcfs);
+  // must not be less than max_num_seqs (Error(kInvalidArgument)). `prefix` is put before every prompt: it is
+  // computed and cached with it, but it is no part of what a request's limits, penalties and outputs count.
+  Scheduler(CacheManager* cache, int64_t vocab_size, std::span<const int64_t> prefix = {},
+            PolicyKind policy = PolicyKind::kFcfs);
   ~Scheduler();
 
   // Throws Error(kInvalidArgument) where a request is malformed or could never run. From any thread.
@@ -73,7 +75,8 @@ class Scheduler {
   void forget_finished();
 
   CacheManager* cache_;
-  RequestLimits limits_;
+  std::vector<int64_t> prefix_;
+  RequestLimits limits_;  // of what a request brings
   std::unique_ptr<Policy> policy_;
   std::unordered_map<RequestId, std::unique_ptr<Request>> requests_;
   std::vector<Request*> waiting_;             // in order of arrival

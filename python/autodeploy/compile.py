@@ -9,12 +9,13 @@ transformers before any modelling module is imported. No weight is read but for 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def compile_model(
     pack: bool = False,
     dump: str | None = None,
     trust_remote_code: bool = False,
+    plugins: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> Compiled:
     """Compiles a model into the artifact folder `out`, which is written whole or not at all.
@@ -73,6 +75,8 @@ def compile_model(
         pack: put the evaluated weights into the artifact, which then needs its checkpoint no more.
         dump: a folder for the graph's text after each transform.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        plugins: libraries with kernels for the author's own operators: the artifact holds their digests, and the
+            runtime then refuses other ones of the same names. Nothing of them is loaded here.
         report: called with lines of progress.
 
     Raises:
@@ -80,6 +84,8 @@ def compile_model(
     """
     found = resolve_source(source, revision=revision, trust_remote_code=trust_remote_code, report=report)
     compiled = build(found, dump=dump, report=report)
+    if plugins:
+        compiled.program.metadata["plugins"] = {Path(p).name: _digest(Path(p)) for p in plugins}
     write(compiled, out, pack=pack, report=report)
     return compiled
 
@@ -164,6 +170,13 @@ def _percent(report: Report) -> Callable[[int, int], None]:
             report(f"packing weights: {percent} %")
 
     return show
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"[compile] expected a shared library at {path}, found none: {error.strerror}") from None
 
 
 def _version(package: str) -> str:

@@ -68,6 +68,8 @@ typedef struct autodeploy_engine_options {
   int32_t prefault; /* 1: back the caches with memory at the start rather than at first use */
   autodeploy_progress_fn progress; /* may be NULL; called on the creating thread */
   void* progress_user_data;
+  const char* const* plugins; /* [num_plugins] libraries with kernels for an author's operators (plugin.h) */
+  size_t num_plugins;
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

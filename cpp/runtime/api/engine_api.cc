@@ -67,6 +67,10 @@ EngineOptions to_options(const autodeploy_engine_options& o) {
   options.num_threads = o.num_threads;
   options.exact = o.exact != 0;
   options.prefault = o.prefault != 0;
+  for (const char* path : array(o.plugins, o.num_plugins, "plugins")) {
+    require(path, "plugins");
+    options.plugins.emplace_back(path);
+  }
   return options;
 }
 

@@ -4,7 +4,8 @@
 2. SSA: a value is written once, by the caller or one instruction, before it is read; every output is written. Values
    that only the parts of a composite write are not visible outside it.
 3. A view lies within its storage for all T >= R >= 1.
-4. Each op is known, its operands, results, attributes and states are those of op_table.py, and their shapes agree.
+4. Each op is known, its operands, results, attributes and states are those of op_table.py, and their shapes agree. An
+   author's operator (`namespace::name`) has no table: its plug-in checks it when it is loaded.
 5. Regions read registers that exist.
 6. Bodies are programs of their own: rules 2 to 4 hold in them for all N >= 1 and for all S that bring the keys asked
    for; they hold ops of BODY_OPS, no params and no states. A weight operand is a fixed input, whole.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from .dims import PROGRAM_SCOPE, Dim, Poly, Scope, body_scope, numel_poly, parse_dim
@@ -22,6 +24,7 @@ from .op_table import ANY, BODY_OPS, FLOAT, OPS, REGION_BOOL_OPS, REGION_OPS, In
 from .program import DTYPES, Body, Instruction, Operand, Program, Region, State
 from .shape_match import Tensor, match_shape
 
+_AUTHOR_OP = re.compile(r"[A-Za-z_]\w*::[A-Za-z_]\w*")
 STATE_KINDS = ("paged", "slot", "conv")
 
 
@@ -176,6 +179,11 @@ def _check_instruction(
 ) -> None:
     """Checks one instruction and adds what it writes to `written`."""
     spec = OPS.get(ins.op)
+    if spec is None and "::" in ins.op:
+        if scope.in_body:
+            raise ArtifactError(f"[{where}] expected an op of docs/program.md in a body")
+        _check_author_op(program, ins, where, written)
+        return
     if spec is None:
         raise ArtifactError(f"[{where}] unknown op: this artifact needs a newer autodeploy")
     _check_attrs(ins, spec, where)
@@ -209,6 +217,25 @@ def _check_instruction(
     if ins.parts:
         _check_parts(program, ins, where, written)
     written.update(ins.outputs)
+
+
+def _check_author_op(program: Program, ins: Instruction, where: str, written: set[int]) -> None:
+    """An operator of the model's author: what it reads and writes, its results' shapes being the Program's word."""
+    if not _AUTHOR_OP.fullmatch(ins.op):
+        raise ArtifactError(f"[{where}] expected an op of docs/program.md or namespace::name, found {ins.op!r}")
+    if ins.states or ins.alias or ins.parts or not ins.outputs:
+        raise ArtifactError(f"[{where}] expected an author's operator with results, without states, aliases and parts")
+    for i, operand in enumerate(ins.inputs):
+        rule = In(f"{i}", dtype=ANY, optional=True)
+        _check_operand(program, operand, rule, f"{where} operand {i}", written, PROGRAM_SCOPE)
+    for name, x in ins.attrs.items():
+        if isinstance(x, list) and not all(isinstance(y, int) for y in x):
+            raise ArtifactError(f"[{where}] expected {name} to be a number, a text or integers, found {x!r}")
+    for v in ins.outputs:
+        _index(v, len(program.values), where, "value")
+        if v in written:
+            raise ArtifactError(f"[{where}] value {v} ({program.values[v].name}) is written twice")
+        written.add(v)
 
 
 def _check_parts(program: Program, ins: Instruction, where: str, written: set[int]) -> None:

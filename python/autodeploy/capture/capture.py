@@ -22,6 +22,7 @@ from .fold_masks import fold_masks
 from .functionalize import functionalize, stored_placeholders
 from .guards import discharge
 from .limits import export_within_limits
+from .prefix import PrefixFound, join_prefix
 from .sizes import fold_sizes
 from .text_part import text_part
 from .tidy import tidy
@@ -59,12 +60,18 @@ def capture(
     shapes = {name: tuple(p.shape) for name, p in _stored_tensors(model)}
     tied = _tied(model)
     fake_parameters(model)
-    program, notes = export_within_limits(model, files)
-    constants = wide_constants(config, options, program, notes.longest)
+    prefix = 0
+    try:
+        program, notes = export_within_limits(model, files)
+    except PrefixFound as found:
+        prefix = found.length
+    if prefix:  # not where the exception is handled: it would stand behind every error of the second export
+        program, notes = export_within_limits(model, files, prefix)
+    constants = wide_constants(config, options, program, notes.longest, prefix)
     graph = program.graph_module.graph
     facts = _metadata(config)
     limits = [x for x in (notes.longest, facts.get("max_positions")) if x is not None]
-    discharge(graph, min(limits, default=None))
+    discharge(graph, min(limits, default=None), at_least=prefix + 1)
     graph = functionalize(graph, stored_placeholders(program))
     ir = _as_ir(program, graph, constants)
     ir.parameter_names, ir.tied = shapes, tied
@@ -72,12 +79,12 @@ def capture(
     fold_masks(ir.graph)
     refuse_encoders(ir.graph)
     tidy(ir.graph)
+    ir.metadata.update(facts)
+    if prefix:
+        join_prefix(ir, prefix, ir.metadata["vocab_size"])
     _drop_unused(ir)
     fold_sizes(ir.graph, ir.input("token_ids"), notes.longest)
     ir.graph_module.recompile()
-    # Some models leave columns of padding out of the logits: such tokens neither come out nor go in.
-    facts["vocab_size"] = min(facts["vocab_size"], int(ir.output_nodes()[0].meta["val"].shape[-1]))
-    ir.metadata.update(facts)
     num_logits = int(ir.output_nodes()[0].meta["val"].shape[-1])  # tokens with an embedding but no logit are padding
     ir.metadata["vocab_size"] = min(ir.metadata["vocab_size"], num_logits)
     _limit_positions(ir, notes.longest)

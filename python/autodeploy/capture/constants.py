@@ -25,7 +25,11 @@ ROOT = "model."  # where export's wrapper holds the model
 
 
 def wide_constants(
-    config: PretrainedConfig, options: BuildOptions, program: ExportedProgram, longest: int | None = None
+    config: PretrainedConfig,
+    options: BuildOptions,
+    program: ExportedProgram,
+    longest: int | None = None,
+    prefix: int = 0,
 ) -> dict[str, ConstantInfo]:
     """Buffers that no checkpoint holds, and tensors made by the model's code, by their names in `program`.
 
@@ -44,7 +48,7 @@ def wide_constants(
     made = [name for name in narrow if name not in wide]
     if any(narrow[name].dtype == torch.bfloat16 for name in made):
         fake_parameters(twin)
-        other, _ = export_prefill(twin, longest)
+        other, _ = export_prefill(twin, longest, prefix)
         names = [str(s.target) for s in other.graph_signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR]
         values = [other.constants[name] for name in names]
         if [tuple(narrow[name].shape) for name in made] != [tuple(value.shape) for value in values]:

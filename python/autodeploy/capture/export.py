@@ -21,6 +21,7 @@ from .build import BuildOptions, build, model_files
 from .errors import CaptureError
 from .functionalize import parameter_writes
 from .hook_state import HookState, capturing
+from .prefix import WatchPrefix
 from .recurrences import watching
 
 if TYPE_CHECKING:
@@ -38,14 +39,16 @@ class Prefill(torch.nn.Module):
     """step i64 [2, T] -> logits [T, V]: the forward that is captured, of one sequence from its start.
 
     Row 0 of `step` holds token ids, row 1 positions: one tensor, so that T is one symbol whatever is asked about it.
-    The batch dim that models expect exists only inside. The model is called `calls` times.
+    The batch dim that models expect exists only inside. The model is called `calls` times. A `prefix` is the number of
+    tokens at the start of a sequence that the model makes itself: it gets those behind them (prefix.py).
     """
 
-    def __init__(self, model: PreTrainedModel, hooks: HookState, calls: int = 1):
+    def __init__(self, model: PreTrainedModel, hooks: HookState, calls: int = 1, prefix: int = 0):
         super().__init__()
         self.model = model
         self.hooks = hooks
         self.calls = calls
+        self.prefix = prefix
         parameters = inspect.signature(type(model).forward).parameters
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.names = frozenset(parameters)
@@ -53,6 +56,8 @@ class Prefill(torch.nn.Module):
     def forward(self, step: torch.Tensor) -> torch.Tensor:
         token_ids, positions = step[0], step[1]
         self.hooks.positions = positions
+        if self.prefix:
+            token_ids, positions = token_ids[self.prefix :], positions[self.prefix :] - self.prefix
         arguments: dict[str, Any] = {}
         if "position_ids" in self.names or self.takes_any:
             arguments["position_ids"] = positions[None]
@@ -63,7 +68,9 @@ class Prefill(torch.nn.Module):
         return logits
 
 
-def export_prefill(model: PreTrainedModel, longest: int | None = None) -> tuple[ExportedProgram, HookState]:
+def export_prefill(
+    model: PreTrainedModel, longest: int | None = None, prefix: int = 0
+) -> tuple[ExportedProgram, HookState]:
     """The exported program with a symbolic number of tokens (of at most `longest`), and what the hooks noted.
 
     What the model's code keeps in its modules while it runs is forgotten afterwards. Where the code goes another way
@@ -79,10 +86,10 @@ def export_prefill(model: PreTrainedModel, longest: int | None = None) -> tuple[
         tokens, limit = attempts.pop(0)
         try:
             with _attributes_restored(model):
-                program, notes = _export(model, tokens, limit)
+                program, notes = _export(model, tokens + prefix, limit, prefix=prefix)
                 writes = parameter_writes(program)
                 if writes:
-                    _check_settles(model, tokens, limit, len(writes))
+                    _check_settles(model, tokens + prefix, limit, len(writes), prefix)
             return program, notes
         except CaptureError:
             raise
@@ -110,19 +117,19 @@ def _acceptable_bound(model: PreTrainedModel, error: Exception) -> int | None:
 
 
 def _export(
-    model: PreTrainedModel, tokens: int, longest: int | None = None, calls: int = 1
+    model: PreTrainedModel, tokens: int, longest: int | None = None, calls: int = 1, prefix: int = 0
 ) -> tuple[ExportedProgram, HookState]:
     example = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens)])
-    length = torch.export.Dim("T", min=2, max=longest)
+    length = torch.export.Dim("T", min=2 + prefix, max=longest)
     # Size-oblivious: PyTorch's own code asks whether sizes are 0 or 1 to choose strides and the like (of T - 1 rows:
     # whether T is 2); the ops mean the same either way, and branches of the model's code are still noted.
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
     twin = functools.partial(build, model.config, BuildOptions(type(model)), torch.float32)
     watch = functools.partial(watching, model, model_files(model), twin)
-    with capturing() as hooks, watch(hooks), torch.no_grad(), _quiet(), oblivious:
+    with capturing() as hooks, watch(hooks), torch.no_grad(), _quiet(), oblivious, _prefix_watch(prefix):
         hooks.longest = longest
         program = torch.export.export(
-            Prefill(model, hooks, calls),
+            Prefill(model, hooks, calls, prefix),
             (example,),
             dynamic_shapes={"step": {1: length}},
             strict=False,
@@ -143,9 +150,9 @@ def _attributes_restored(model: torch.nn.Module) -> Iterator[None]:
             vars(module).update(attributes)
 
 
-def _check_settles(model: PreTrainedModel, tokens: int, longest: int | None, writes: int) -> None:
+def _check_settles(model: PreTrainedModel, tokens: int, longest: int | None, writes: int, prefix: int) -> None:
     """Called twice, a model that changes parameters must change them as often as called once."""
-    again, _ = _export(model, tokens, longest, calls=2)
+    again, _ = _export(model, tokens, longest, calls=2, prefix=prefix)
     found = parameter_writes(again)
     if len(found) != writes:
         where = found[-1].meta.get("stack_trace", "").strip().splitlines()[-2:]
@@ -153,6 +160,10 @@ def _check_settles(model: PreTrainedModel, tokens: int, longest: int | None, wri
             "[capture] expected a forward pass that leaves parameters as they are, or changes them at its first call "
             f"alone, found one that writes {found[-1].args[0]} at every call: {' '.join(x.strip() for x in where)}"
         )
+
+
+def _prefix_watch(prefix: int) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if prefix else WatchPrefix()
 
 
 def _first_capture_error(error: BaseException) -> CaptureError | None:

@@ -14,20 +14,20 @@ _SMALL = range(1, 66)
 _LARGE = (127, 1000, 4095, 4096, 4097, 32768, 131072, 1 << 20, (1 << 24) + 1)
 
 
-def discharge(graph: Graph, longest: int | None = None) -> None:
-    """Removes run-time assertions about sizes that hold for every T >= 1, up to `longest` where it is given.
+def discharge(graph: Graph, longest: int | None = None, at_least: int = 1) -> None:
+    """Removes run-time assertions about sizes that hold for every T >= `at_least`, up to `longest` where it is given.
 
     Raises:
         CaptureError: one fails for some T, or depends on the values of tensors; it names the model's line.
     """
     for node in _assertions(graph):
-        _prove(node, longest)
+        _prove(node, longest, at_least)
         graph.erase_node(node)
 
 
-def first_failure(graph: Graph, longest: int | None = None) -> int | None:
+def first_failure(graph: Graph, longest: int | None = None, at_least: int = 1) -> int | None:
     """The least T (up to `longest`) for which an assertion fails; None when all hold, or one is not about T."""
-    failing = [counterexample(_expression(node), longest) for node in _assertions(graph)]
+    failing = [counterexample(_expression(node), longest, at_least) for node in _assertions(graph)]
     found = [t for t in failing if t is not None]
     return None if 0 in found else min(found, default=None)
 
@@ -44,9 +44,9 @@ def _expression(node: Node) -> Any:
     return value.node.expr
 
 
-def _prove(node: Node, longest: int | None) -> None:
+def _prove(node: Node, longest: int | None, at_least: int) -> None:
     expr = _expression(node)
-    failing = counterexample(expr, longest)
+    failing = counterexample(expr, longest, at_least)
     if failing is None:
         return
     line = node.meta.get("source", "an unknown line")
@@ -58,8 +58,8 @@ def _prove(node: Node, longest: int | None) -> None:
     )
 
 
-def counterexample(expr: Any, longest: int | None = None) -> int | None:
-    """A T >= 1 for which `expr` is false, None when there is none; 0 when `expr` has more in it than T.
+def counterexample(expr: Any, longest: int | None = None, at_least: int = 1) -> int | None:
+    """A T >= `at_least` for which `expr` is false, None when there is none; 0 when `expr` has more in it than T.
 
     No T above `longest` is tried, where it is given.
     Conditions on sizes are made of sums, products, quotients by constants, minima and comparisons: where truth changes,
@@ -78,6 +78,6 @@ def counterexample(expr: Any, longest: int | None = None) -> int | None:
     for tokens in sorted({*_SMALL, *_LARGE, *(n for n in near if n >= 1)}):
         if longest is not None and tokens > longest:
             break
-        if expr.xreplace({symbol: sympy.Integer(tokens)}) != sympy.true:
+        if tokens >= at_least and expr.xreplace({symbol: sympy.Integer(tokens)}) != sympy.true:
             return tokens
     return None

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def export_within_limits(model: PreTrainedModel, files: frozenset[str]) -> tuple[ExportedProgram, HookState]:
+def export_within_limits(
+    model: PreTrainedModel, files: frozenset[str], prefix: int = 0
+) -> tuple[ExportedProgram, HookState]:
     """The exported program, its graph annotated with source lines, for as many tokens as the model's tables allow."""
-    program, notes = export_prefill(model)
+    program, notes = export_prefill(model, prefix=prefix)
     annotate(program.graph_module.graph, files)
-    failing = first_failure(program.graph_module.graph, notes.longest)
+    failing = first_failure(program.graph_module.graph, notes.longest, prefix + 1)
     if failing is None or not {failing, failing - 1} & _table_lengths(program.graph_module.graph):
         return program, notes
-    program, notes = export_prefill(model, failing - 1)
+    program, notes = export_prefill(model, failing - 1, prefix)
     annotate(program.graph_module.graph, files)
     notes.notes.add(f"sequences of at most {failing - 1} tokens: a table of the model has no more rows")
     return program, notes

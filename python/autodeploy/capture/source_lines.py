@@ -22,6 +22,7 @@ def annotate(graph: Graph, model_files: Collection[str]) -> None:
     It is the innermost frame in one of the model's own files, so that a line of a model which calls a library's layer
     or function stands for what that computes. A recurrence that was recognised by its numbers has the line of its loop
     or function, and `meta["via"]`. Nodes without such a frame (made by the tracer) get that of their input.
+    `meta["module"]` is the path of the module whose code it was.
     """
     for node in graph.nodes:
         if node.op != "call_function":
@@ -33,6 +34,14 @@ def annotate(graph: Graph, model_files: Collection[str]) -> None:
         if line is None:
             line = next((a.meta["source"] for a in node.all_input_nodes if a.meta.get("source")), None)
         node.meta["source"] = line or "the model's input"
+        node.meta["module"] = _module_path(node)
+
+
+def _module_path(node: Node) -> str:
+    """Path of the innermost module of the model, "blocks.0.attention"."""
+    modules: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    paths = [str(path) for path, _ in modules.values()]
+    return paths[-1].partition("model.")[2] if paths else ""
 
 
 def _source(node: Node, model_files: Collection[str]) -> str | None:

@@ -48,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from autodeploy.llm.env import parse_threads
+    from autodeploy.llm.engine_options import plugin_paths
+    from autodeploy.llm.env import PLUGINS, parse_threads
     from autodeploy.llm.model_source import prepare_artifact
     from autodeploy.llm.progress import ProgressLine, wants_progress
 
@@ -60,11 +61,15 @@ def run(args: argparse.Namespace) -> int:
     parts = args.part or list(PARTS)
     found: dict[str, Any] = {"machine": _machine(threads), "model": args.model, "rounds": args.rounds, "rates": []}
     facts: dict[str, Any] = {}
+    plugins = plugin_paths(args.plugins)
+    if plugins:
+        os.environ[PLUGINS.name] = ":".join(plugins)  # for the engines' own processes
     with ProgressLine(enabled=wants_progress()) as line:
         artifact = prepare_artifact(
             args.artifact or args.model,
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,
+            plugins=plugins,
             report=line.show,
         )
         specs = _engines(args, str(artifact))

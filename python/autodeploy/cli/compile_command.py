@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from autodeploy.llm import env
+    from autodeploy.llm.engine_options import plugin_paths
     from autodeploy.llm.progress import ProgressLine, wants_progress
 
     from .compile_task import compile_artifact
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,
             pack=args.pack,
+            plugins=plugin_paths(args.plugins),
             dump=None if dump is None else str(dump),
             report=line.show,
         )

@@ -5,7 +5,7 @@ This process is the compiler's own: nothing may have imported a modelling module
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def compile_artifact(
     trust_remote_code: bool = False,
     pack: bool = False,
     dump: str | None = None,
+    plugins: Sequence[str] = (),
     report: Report = lambda text: None,
 ) -> None:
     """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError."""
@@ -39,7 +40,14 @@ def compile_artifact(
     from autodeploy.compile import compile_model
 
     compile_model(
-        model, out, revision=revision, trust_remote_code=trust_remote_code, pack=pack, dump=dump, report=report
+        model,
+        out,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        pack=pack,
+        dump=dump,
+        plugins=plugins,
+        report=report,
     )
 
 
@@ -58,13 +66,22 @@ def _check_output(out: Path) -> None:
 def explain_model(
     model: str, *, revision: str | None, trust_remote_code: bool, report: Report = lambda text: None
 ) -> dict[str, Any]:
-    """Which way every block of a model went: {"model", "records", "notes", "steps"}. Nothing is written.
+    """Which way every block of a model went and what it costs: {"model", "records", "notes", "steps"}.
 
-    Records are those of the transform `explain`. Raises ValueError.
+    Records are those of the transform `explain`, with the bytes of their weights as the checkpoint stores them. Nothing
+    is written. Raises ValueError.
     """
     from autodeploy.capture.source import resolve_source
     from autodeploy.compile import build
+    from autodeploy.weights.formats import stored_bytes
 
     source = resolve_source(model, revision=revision, trust_remote_code=trust_remote_code, report=report)
     compiled = build(source, report=report)
+    sizes = {
+        p.name: sum(stored_bytes(s.expr.format, (s.rows, *p.shape[1:])) for s in p.segments)
+        for p in compiled.weights.params
+    }
+    for record in compiled.explain:
+        if "params" in record:
+            record["weight_bytes"] = sum(sizes.get(name, 0) for name in record["params"])
     return {"model": model, "records": compiled.explain, "notes": compiled.notes, "steps": str(compiled.steps)}

@@ -17,6 +17,13 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, artifact: bool = Tru
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code of the checkpoint run while compiling"
     )
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        dest="plugins",
+        metavar="LIB",
+        help="shared library with kernels for the model author's own operators; may be repeated",
+    )
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +41,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `LLM` from the flags of a model and an engine."""
     names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "dtype", "exact")
-    names += ("revision", "trust_remote_code")
+    names += ("revision", "trust_remote_code", "plugins")
     return {name: getattr(args, name) for name in names}
 
 

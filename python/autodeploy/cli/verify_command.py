@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from autodeploy.llm.engine_options import plugin_paths
     from autodeploy.llm.env import parse_threads
     from autodeploy.llm.model_source import prepare_artifact
     from autodeploy.llm.progress import ProgressLine, wants_progress
@@ -27,9 +28,14 @@ def run(args: argparse.Namespace) -> int:
         threads = parse_threads(args.threads)
     except ValueError as error:
         raise ValueError(f"[options] --threads: {error}") from None
+    plugins = plugin_paths(args.plugins)
     with ProgressLine(enabled=wants_progress()) as line:
         artifact = prepare_artifact(
-            args.model, revision=args.revision, trust_remote_code=args.trust_remote_code, report=line.show
+            args.model,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            plugins=plugins,
+            report=line.show,
         )
         line.show("comparing with transformers", force=True)
         from autodeploy.verify import verify
@@ -42,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             exact=not args.fast,
             reference=args.reference,
             trust_remote_code=args.trust_remote_code,
+            plugins=plugins,
         )
     report.model = args.model
     print(json.dumps(report.to_json(), indent=2) if args.json else report.text())

@@ -10,6 +10,7 @@ import torch
 from autodeploy.artifact.program import Instruction, Program
 from autodeploy.ops import OPS, Batch, StateComponent, StateDecl, StateStore
 
+from .author_ops import run_author_op
 from .body import over_keys
 from .frame import Frame
 
@@ -141,6 +142,8 @@ class Interpreter:
         if instruction.op == "over_keys":
             body = self.program.bodies[int(instruction.attrs["body"])]
             return over_keys(body, self.program.regions, self.dtypes, batch, states, operands)
+        if "::" in instruction.op:
+            return run_author_op(instruction, operands)
         if instruction.op not in OPS:
             raise ValueError(f"[interpreter] expected a known op, found {instruction.op} at {instruction.source}")
         return OPS[instruction.op].run(batch, states, operands, instruction.attrs)

@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ _GGUF_HEADER_BYTES = 1 << 20
 _KEY_LEN = 40
 
 
-def checkpoint_key(checkpoint: Path, *, trust_remote_code: bool) -> str:
+def checkpoint_key(checkpoint: Path, *, trust_remote_code: bool, plugins: Sequence[str] = ()) -> str:
     """Hex digest over a local checkpoint (a folder, or a .gguf file), the code that would compile it, and the options.
 
     Weights count by path, size, time of change and header; every other file of the folder by its bytes, or by size and
@@ -38,6 +38,8 @@ def checkpoint_key(checkpoint: Path, *, trust_remote_code: bool) -> str:
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": list(sys.version_info[:2])},
         "trust_remote_code": trust_remote_code,
     }
+    if plugins:
+        facts["plugins"] = [[Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()] for p in plugins]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_KEY_LEN]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class EngineOptions:
     cache_bytes: int | None = None
     num_threads: int | None = None
     exact: bool = False
+    plugins: tuple[str, ...] = ()
 
     @classmethod
     def from_user(
@@ -45,6 +47,7 @@ class EngineOptions:
         threads: int | None = None,
         dtype: str = "auto",
         exact: bool = False,
+        plugins: Iterable[str | os.PathLike[str]] | None = None,
     ) -> EngineOptions:
         """Options from what a user gave; the environment fills in memory and threads. Raises ValueError."""
         env.check_environment()
@@ -66,11 +69,27 @@ class EngineOptions:
             cache_bytes=_or(cache_memory, "cache_memory", env.parse_bytes, env.CACHE_MEMORY),
             num_threads=_or(threads, "threads", env.parse_threads, env.NUM_THREADS),
             exact=exact,
+            plugins=plugin_paths(plugins),
         )
 
     def to_native(self) -> dict[str, Any]:
         """The options that were chosen, as the native engine takes them."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        options = {name: value for name, value in vars(self).items() if value is not None}
+        return options | {"plugins": list(self.plugins)} if self.plugins else {
+            name: value for name, value in options.items() if name != "plugins"
+        }
+
+
+def plugin_paths(given: Iterable[str | os.PathLike[str]] | None) -> tuple[str, ...]:
+    """Libraries with kernels for an author's operators: those given, else the environment's. Raises ValueError."""
+    if given is None:
+        return env.PLUGINS.get()
+    if isinstance(given, str | os.PathLike):
+        raise ValueError(f"[options] plugins: expected a list of paths, found {given!r}")
+    try:
+        return env.parse_plugins(given)
+    except ValueError as error:
+        raise ValueError(f"[options] plugins: {error}") from None
 
 
 def _or(given: Any, name: str, parse: Callable[[Any], int], variable: env.EnvVar[int | None]) -> int | None:

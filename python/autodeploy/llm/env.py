@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -66,6 +66,19 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def parse_plugins(value: str | Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Absolute paths of shared libraries, from paths or from text with colons between them. Raises ValueError."""
+    paths = value.split(":") if isinstance(value, str) else list(value)
+    found = []
+    for path in paths:
+        if not os.fspath(path):
+            continue
+        if not Path(path).expanduser().is_file():
+            raise ValueError(f"expected shared libraries that are there, found {os.fspath(path)!r}")
+        found.append(str(Path(path).expanduser().absolute()))
+    return tuple(dict.fromkeys(found))
+
+
 @dataclass(frozen=True)
 class EnvVar(Generic[T]):
     """One variable: its name, how its text is read, what holds when it is unset or empty, and what it is for."""
@@ -111,7 +124,14 @@ NATIVE_DIR: EnvVar[Path | None] = EnvVar(
     "AUTODEPLOY_NATIVE_DIR", _parse_folder, None, "folder of a developer's build of the extension module"
 )
 
-ENV_VARS: tuple[EnvVar[object], ...] = (CACHE_DIR, CACHE_MEMORY, NUM_THREADS, LOG, PROGRESS, DUMP, NATIVE_DIR)  # type: ignore[assignment]
+PLUGINS: EnvVar[tuple[str, ...]] = EnvVar(
+    "AUTODEPLOY_PLUGINS",
+    parse_plugins,
+    (),
+    "shared libraries with kernels for a model author's own operators, with colons between them",
+)
+
+ENV_VARS: tuple[EnvVar[object], ...] = (CACHE_DIR, CACHE_MEMORY, NUM_THREADS, LOG, PROGRESS, DUMP, NATIVE_DIR, PLUGINS)  # type: ignore[assignment]
 
 
 def check_environment(environ: Mapping[str, str] | None = None) -> None:

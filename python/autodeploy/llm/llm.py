@@ -47,6 +47,7 @@ class LLM:
     dtype: type of the activations: "auto" or "float32" (what the CPU computes in).
     exact: forbid fast paths that round activations to 8 bits, so that results equal float32 arithmetic on the weights.
     revision: branch, tag or commit of a hub id. trust_remote_code: let Python code of the checkpoint run in a compile.
+    plugins: shared libraries with kernels for operators that the model's author wrote; they run in this process.
     chat_template: Jinja text to use in place of the model's own.
     progress: show progress on stderr; default on a terminal only.
     engine_factory: makes the engine from an artifact folder and options; for tests and other runtimes.
@@ -68,6 +69,7 @@ class LLM:
         exact: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        plugins: Sequence[str | os.PathLike[str]] | None = None,
         chat_template: str | None = None,
         progress: bool | None = None,
         engine_factory: Callable[[Path, EngineOptions, Callable[..., None]], NativeEngine] = make_engine,
@@ -80,10 +82,11 @@ class LLM:
             threads=threads,
             dtype=dtype,
             exact=exact,
+            plugins=plugins,
         )
         with ProgressLine(enabled=wants_progress(progress)) as line:
             self.artifact_dir: Path = prepare_artifact(
-                model, revision=revision, trust_remote_code=trust_remote_code, report=line.show
+                model, revision=revision, trust_remote_code=trust_remote_code, plugins=options.plugins, report=line.show
             )
             self.tokenizer: Tokenizer | None = Tokenizer.from_artifact(self.artifact_dir)
             self.generation_defaults: GenerationDefaults = read_generation_defaults(self.artifact_dir)

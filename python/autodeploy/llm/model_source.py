@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autodeploy.artifact import is_artifact, read_manifest
@@ -18,11 +18,13 @@ def prepare_artifact(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    plugins: Sequence[str] = (),
     report: Callable[[str], None] = lambda text: None,
     cache: ArtifactCache | None = None,
 ) -> Path:
     """The artifact folder for MODEL. A checkpoint is compiled in a child process unless the cache has its artifact.
 
+    plugins: paths of the libraries whose digests go into the artifact (see `compile_model`).
     report: called with lines of progress. Raises ValueError for a user's mistake, CompileError where compiling fails.
     """
     name = os.fspath(model)
@@ -43,13 +45,14 @@ def prepare_artifact(
         raise ValueError(f"[model] revision goes with a hub id; {name} is a local checkpoint")
     cache = ArtifactCache() if cache is None else cache
     try:
-        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code)
+        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code, plugins=plugins)
     except OSError as error:
         raise ValueError(f"[model] {error.filename} cannot be read: {error.strerror}") from None
 
     def make(out: Path) -> None:
         report(f"compiling {name}")
-        compile_in_child(name, out, revision=revision, trust_remote_code=trust_remote_code, report=report)
+        more = {"plugins": list(plugins)} if plugins else {}
+        compile_in_child(name, out, revision=revision, trust_remote_code=trust_remote_code, report=report, **more)
 
     return cache.find_or_make(key, name, make, report)
 

@@ -14,6 +14,7 @@ from autodeploy.ir.over_keys import over_keys
 from autodeploy.ir.region import fused_region
 from autodeploy.ops import op_of
 
+from .author_ops import is_author_op, lower_author_op, note_author_ops
 from .bodies import lower_over_keys
 from .builder import LoweringError, ProgramBuilder
 from .call import Call, Sizes
@@ -52,6 +53,7 @@ def lower(model: ModelIR) -> Program:
             case _:
                 raise LoweringError(f"[lowering] expected calls of operators, found {node.op} {node.target}")
     builder.program.metadata = dict(model.metadata)
+    note_author_ops(builder.program)
     return builder.program
 
 
@@ -102,6 +104,8 @@ def _lower_call(call: Call, model: ModelIR) -> View | list[View] | None:
             handler = table.get(f"{name}.{target._overloadname}") or table.get(name)
             if handler is not None:
                 return handler(call)
+    if is_author_op(target):
+        return lower_author_op(call)
     raise call.error("expected an op that a Program has, found one without a lowering; raise it in a transform")
 
 

@@ -91,11 +91,12 @@ def make_tiny(
     if tokenizer:
         head = model.get_output_embeddings()  # may have fewer rows than there are embeddings
         rows = head.weight.shape[0] if head is not None else 320
-        _tokenizer(min(model.config.get_text_config().vocab_size, rows, 320)).save_pretrained(out)
+        tiny_tokenizer(min(model.config.get_text_config().vocab_size, rows, 320)).save_pretrained(out)
     return out
 
 
-def _tokenizer(vocab_size: int) -> Any:
+def tiny_tokenizer(vocab_size: int) -> Any:
+    """A byte-level tokenizer of at most `vocab_size` tokens that encodes any text, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -12,6 +12,7 @@ from ..ir.region import fused_region, parse_region
 from ..ops import op_of
 from . import nodes as n
 from .base import Transform
+from .costs import cost
 
 _FREE = {*n.VIEWS, n.GETITEM, "aten.sym_size", "operator.mul"}
 _REASONS = {
@@ -28,7 +29,7 @@ class Explain(Transform):
     A record has `op`, `kind` ("canonical", "region", "generic" or "author"), `via` ("registry": a hook of the model's
     library named it; "pattern": found in the graph; "numbers": a loop of the model's code gave the same numbers;
     "author": the model's own operator; "generic"), `source` (the model's line) and, where it applies, `fused` (lines of
-    what became one call), `states` and `why`.
+    what became one call), `states`, `module` (the path of the model's module) and `why`; and what it costs (`costs`).
     """
 
     name = "explain"
@@ -48,7 +49,9 @@ def _records(ir: ModelIR) -> Iterator[dict[str, Any]]:
             record["fused"] = node.meta["fused"]
         if node.meta.get("states"):
             record["states"] = node.meta["states"]
-        yield record
+        if node.meta.get("module"):
+            record["module"] = node.meta["module"]
+        yield record | cost(ir, node)
 
 
 def _way(node: Node) -> dict[str, Any]:
@@ -60,7 +63,8 @@ def _way(node: Node) -> dict[str, Any]:
         return {"op": "region", "kind": "region", "via": "generic", "why": f"{size} pointwise operations"}
     name = n.op_name(node)
     if not name.startswith("aten."):
-        return {"kind": "author", "via": "author"}
+        return {"op": node.target._schema.name, "kind": "author", "via": "author",
+                "why": "token-wise because its author says so"}
     return {"kind": "generic", "via": "generic", "why": _REASONS.get(name, "no canonical op stands for it")}
 
 

@@ -190,6 +190,7 @@ def _emit(ir: ModelIR, members: list[Node]) -> None:
     with ir.graph.inserting_after(last):
         fused = ir.graph.call_function(fused_region, tuple(inputs), {"program": region_text(region)})
         fused.meta = {"val": value if len(value) > 1 else value[0], "source": last.meta.get("source", "")}
+        fused.meta["module"] = last.meta.get("module", "")
         fused.meta["fused"] = list(dict.fromkeys(m.meta.get("source", "") for m in members))
     if len(results) == 1:
         replace(results[0], fused)

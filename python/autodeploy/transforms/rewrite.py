@@ -88,7 +88,7 @@ class Rewriter:
         else:
             with self.graph.inserting_before(before):
                 node = self.graph.create_node("call_function", target, args, kwargs, name=name)
-        node.meta = {key: x for key, x in like.meta.items() if key in ("source", "via")}
+        node.meta = {key: x for key, x in like.meta.items() if key in ("source", "via", "module")}
         node.meta["val"] = value
         if not node.meta.get("source"):
             node.meta["source"] = "made by the compiler"

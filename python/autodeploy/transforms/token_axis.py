@@ -9,7 +9,8 @@ one by one. `token_axes` follows which dimension is T through every op and refus
 3. pairs tokens (two dims that both grow with T, such as T x T scores),
 4. moves tokens against each other (a reshape that regroups T with what stands before it),
 5. makes numbers from token places (`arange` over T) or from the number of tokens,
-6. is not known to this proof.
+6. is not known to this proof. An operator of the model's author is token-wise where the author declares it
+   (autodeploy.custom_ops), and refused otherwise.
 
 An `Axis(outer, inner)` is a dim of size outer * T * inner that runs over `outer`, then tokens, then `inner`: reshapes
 may merge constant factors into T and split them off again.
@@ -22,12 +23,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from ..custom_ops import declared_op
 from ..ir import ModelIR
 from ..ir.over_keys import body_of, over_keys
 from ..ops import OPS, op_of
 from . import axis_rules_values, axis_rules_views
 from . import nodes as n
-from .axes import RULES, TOKENS, Analysis, Axis, Refusal, broadcast, meet
+from .axes import RULES, TOKENS, Analysis, Axes, Axis, Refusal, broadcast, meet, place
 from .base import Transform, TransformError, refuse
 
 _RULE_FILES = (axis_rules_views, axis_rules_values)  # importing them fills RULES
@@ -89,6 +91,8 @@ def step(an: Analysis, node: Node) -> Any:
             elif n.has_tokens(node) or any(n.has_tokens(x) for x in node.all_input_nodes):
                 if name.startswith("autodeploy."):
                     result = _fused(an, node)
+                elif not name.startswith(("aten.", "operator.")):
+                    result = _authors(an, node)
                 else:
                     raise Refusal("it is not known whether this op treats tokens one by one",
                                   "add a rule for it to the proof, and a kernel")
@@ -128,6 +132,30 @@ def _over_keys(an: Analysis, node: Node) -> Any:
         if any(axes[1:]) or (role != "fixed") != bool(axes and axes[0] == TOKENS):
             raise Refusal("its operands have their tokens in another place than the first dim")
     return tuple((TOKENS, *(None,) * (v.dim() - 1)) for v in node.meta["val"])
+
+
+def _authors(an: Analysis, node: Node) -> Any:
+    """An author's own operator, token-wise because its author says so."""
+    name = node.target._schema.name if hasattr(node.target, "_schema") else n.op_name(node)
+    if declared_op(name) is None:
+        raise Refusal(f"it is an operator of the model's author ({name}) of which nothing is known",
+                      "declare it token-wise in the model's code: autodeploy.custom_ops.register_op")
+    if n.size_inputs(node):
+        raise Refusal("it computes with the number of tokens, which is another number in every step",
+                      "make it depend on position_ids instead")
+    found: Axis | None = None
+    for x in n.tensor_inputs(node):
+        found = meet(found, next((axis for axis in place(an.of(x)) if axis is not None), None))
+    value = node.meta["val"]
+    results = []
+    for v in value if isinstance(value, (tuple, list)) else (value,):
+        axes: Axes = tuple(found if n.is_symbolic(size) else None for size in v.shape)
+        rows = [n.tokens_in(size) for size in v.shape if n.is_symbolic(size)]
+        if found is None or rows != [found.outer * found.inner]:
+            raise Refusal(f"expected the rows of its operands in one dim of its result, found {list(v.shape)}",
+                          "let the operator return a row for each row of its operands")
+        results.append(axes)
+    return tuple(results) if isinstance(value, (tuple, list)) else results[0]
 
 
 def token_axes(graph: Graph) -> dict[Node, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,11 +53,15 @@ class RuntimeBackend:
         num_threads: int = 1,
         exact: bool = True,
         poison: bool = False,
+        plugins: Sequence[str] = (),
     ) -> None:
         from autodeploy._load_native import load_native
 
         self.name = f"runtime, {num_threads} thread{'s' if num_threads > 1 else ''}{'' if exact else ', int8'}"
-        self.runner = load_native().Runner(str(artifact), num_threads=num_threads, exact=exact, poison=poison, **limits)
+        more = {"plugins": list(plugins)} if plugins else {}
+        self.runner = load_native().Runner(
+            str(artifact), num_threads=num_threads, exact=exact, poison=poison, **limits, **more
+        )
 
     def step(self, planned: PlannedStep) -> Logits:
         return self._run(planned, [])["logits"]

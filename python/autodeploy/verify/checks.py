@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def verify(
     exact: bool = True,
     reference: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
+    plugins: Sequence[str] = (),
 ) -> Report:
     """Compares what an artifact computes with transformers in float32, and the C++ runtime with the interpreter.
 
@@ -51,6 +53,7 @@ def verify(
         max_new_tokens: greedy tokens per prompt, at least 1.
         exact: multiply quantized weights with float32 activations (as the reference does); otherwise with the 8-bit
             ones of the fast paths, whose errors are judged by wider bounds.
+        plugins: libraries with kernels for operators of the model's author.
         reference: the checkpoint that transformers loads instead of the artifact's own.
 
     Raises:
@@ -61,7 +64,7 @@ def verify(
     load_native()  # what is missing is said before transformers has worked for a minute
     if max_new_tokens < 1:
         raise ValueError(f"[verify] expected max_new_tokens >= 1, found {max_new_tokens}")
-    artifact = read_artifact(prepare_artifact(model, trust_remote_code=trust_remote_code))
+    artifact = read_artifact(prepare_artifact(model, trust_remote_code=trust_remote_code, plugins=plugins))
     checkpoint = checkpoint_of(artifact) if reference is None else _existing(Path(reference).expanduser())
     ids = prompt_ids(artifact, prompts, max_new_tokens)
     expected = expectations(checkpoint, ids, max_new_tokens, artifact.provenance.remote_code)
@@ -69,14 +72,21 @@ def verify(
     drift = max(e.drift for e in expected)
     if drift > LOGITS_TOLERANCE:
         report.notes.append(f"transformers' logits with its cache differ from those without by {drift:.2g}")
-    return verify_artifact(artifact, expected, report, num_threads=num_threads, exact=exact)
+    return verify_artifact(artifact, expected, report, num_threads=num_threads, exact=exact, plugins=plugins)
 
 
 def verify_artifact(
-    artifact: Artifact, expected: Sequence[Expected], report: Report, *, num_threads: int = 1, exact: bool = True
+    artifact: Artifact,
+    expected: Sequence[Expected],
+    report: Report,
+    *,
+    num_threads: int = 1,
+    exact: bool = True,
+    plugins: Sequence[str] = (),
 ) -> Report:
     """The checks of `verify` for prompts whose reference is known already; adds to `report` and returns it."""
-    feeds = [e.feed for e in expected]
+    prefix = tuple(artifact.program.metadata.get("prefix_tokens", ()))
+    feeds = [dataclasses.replace(e.feed, prefix=prefix) for e in expected]
     plans = {"whole prompts": list(whole_prompts(feeds)), "ragged batches": list(ragged(feeds))}
     limits = limits_of([s for steps in plans.values() for s in steps])
     interpreter = Interpreter(artifact.program, load_params(artifact))
@@ -84,11 +94,11 @@ def verify_artifact(
         interpreter.reset()
         run_check(report, f"{what}, interpreter", InterpreterBackend(interpreter), steps, expected)
     for what, steps in plans.items():
-        runtime = RuntimeBackend(artifact.path, limits, num_threads, exact)
+        runtime = RuntimeBackend(artifact.path, limits, num_threads, exact, plugins=plugins)
         tolerance = LOGITS_TOLERANCE if exact else INT8_LOGITS_TOLERANCE
         check = run_check(report, f"{what}, {runtime.name}", runtime, steps, expected, tolerance)
         if not check.ok and report.culprit is None:
-            fresh = RuntimeBackend(artifact.path, limits, num_threads, exact)
+            fresh = RuntimeBackend(artifact.path, limits, num_threads, exact, plugins=plugins)
             report.culprit = find_culprit(interpreter, fresh, steps, None if exact else INT8_OP_TOLERANCE)
             if report.culprit is None:
                 blame = "their errors add up" if report.checks[0].ok else "the compiled program itself is wrong"
@@ -164,7 +174,7 @@ def prompt_ids(
         ids = result[-1]
         if not ids or (vocab and not all(0 <= t < vocab for t in ids)):
             raise ValueError(f"[verify] expected a prompt of token ids below {vocab}, found {ids[:8]}")
-        if longest and len(ids) + max_new_tokens > longest:
+        if longest and len(ids) + max_new_tokens > longest - len(artifact.program.metadata.get("prefix_tokens", ())):
             found = f"{len(ids)} and {max_new_tokens} new ones"
             raise ValueError(f"[verify] expected at most {longest} tokens in a sequence, found {found}")
     if not result:

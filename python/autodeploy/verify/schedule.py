@@ -13,15 +13,24 @@ CHUNKS = (3, 1, 7, 64, 5)
 
 @dataclass(frozen=True)
 class Feed:
-    """A request as verification feeds it: a prompt, and the tokens that follow it (teacher-forced)."""
+    """A request as verification feeds it: a prompt, and the tokens that follow it (teacher-forced).
+
+    `prefix` holds the token ids that the Program puts before every prompt; positions count from the prompt.
+    """
 
     prompt: tuple[int, ...]
     following: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """All tokens that are fed; nothing is fed after the last one was predicted."""
-        return self.prompt + self.following[:-1]
+        return self.prefix + self.prompt + self.following[:-1]
+
+    @property
+    def begin(self) -> int:
+        """Tokens that are prefilled: prefix and prompt."""
+        return len(self.prefix) + len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class _Running:
 def whole_prompts(feeds: Sequence[Feed]) -> Iterator[PlannedStep]:
     """Each prompt alone in one step, with the logits of all its tokens."""
     for i, feed in enumerate(feeds):
-        yield _step(feeds, [(_Running(i, 1), len(feed.prompt))], all_rows=True)
+        yield _step(feeds, [(_Running(i, 1), feed.begin)], all_rows=True)
 
 
 def ragged(
@@ -69,10 +78,10 @@ def ragged(
         work = []
         for seq in running:
             feed = feeds[seq.request]
-            left = len(feed.prompt) - seq.done
+            left = feed.begin - seq.done
             take = min(left, chunks[(seq.request + seq.chunks) % len(chunks)]) if left > 0 else 1
             work.append((seq, take))
-        work.sort(key=lambda item: item[0].done < len(feeds[item[0].request].prompt))  # decodes come first
+        work.sort(key=lambda item: item[0].done < feeds[item[0].request].begin)  # decodes come first
         yield _step(feeds, work, all_rows=False)
         for seq, take in work:
             seq.done += take
@@ -90,9 +99,9 @@ def _step(feeds: Sequence[Feed], work: Sequence[tuple[_Running, int]], all_rows:
     for seq, take in work:
         feed = feeds[seq.request]
         for position in range(seq.done, seq.done + take):
-            if all_rows or position >= len(feed.prompt) - 1:
+            if position >= (len(feed.prefix) if all_rows else feed.begin - 1):
                 rows.append(len(token_ids))
-                wanted.append((seq.request, position))
+                wanted.append((seq.request, position - len(feed.prefix)))
             token_ids.append(feed.tokens[position])
             positions.append(position)
     batch = Batch.of(

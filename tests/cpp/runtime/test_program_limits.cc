@@ -67,5 +67,20 @@ TEST(ProgramLimits, NeedsLogits) {
   EXPECT_THROW(find_program_limits(program), Error);
 }
 
+TEST(ProgramLimits, APrefixStandsInTheTableAndLeavesRoom) {
+  ProgramSpec program = program_of();
+  program.instructions = {embedding(0, 0)};
+  program.vocab_size = 80;
+  program.prefix_tokens = {80, 89};
+  EXPECT_EQ(find_program_limits(program).vocab_size, 80);
+  program.max_positions = 4;
+  EXPECT_EQ(find_program_limits(program).max_positions, 4);
+  program.max_positions = 3;
+  EXPECT_THROW(find_program_limits(program), Error);
+  program.max_positions = 0;
+  program.prefix_tokens = {90};
+  EXPECT_THROW(find_program_limits(program), Error);
+}
+
 }  // namespace
 }  // namespace autodeploy

@@ -192,11 +192,12 @@ class FakeRunner final : public ModelRunner {
 
 // Caches, scheduler and runner of a FakeModel.
 struct FakeStack {
-  FakeStack(const FakeModel& model, CacheLimits limits) : states(model.states()) {
+  FakeStack(const FakeModel& model, CacheLimits limits, std::span<const int64_t> prefix = {})
+      : states(model.states()) {
     const CachePlan plan = plan_caches(states, limits);
     pools = std::make_unique<HostStatePools>(plan);
     cache = std::make_unique<CacheManager>(plan, pools.get());
-    scheduler = std::make_unique<Scheduler>(cache.get(), model.vocab_size);
+    scheduler = std::make_unique<Scheduler>(cache.get(), model.vocab_size, prefix);
     runner = std::make_unique<FakeRunner>(model, states, pools.get(), plan.limits);
   }
   std::vector<StateSpec> states;

@@ -32,8 +32,8 @@ SamplingParams params_of(int64_t max_tokens) {
 }
 
 struct Stack : FakeStack {
-  explicit Stack(FakeModel model = {}, CacheLimits limits = kLimits)
-      : FakeStack(model, limits), loop(make_plain_loop(scheduler.get(), runner.get())) {}
+  explicit Stack(FakeModel model = {}, CacheLimits limits = kLimits, std::span<const int64_t> prefix = {})
+      : FakeStack(model, limits, prefix), loop(make_plain_loop(scheduler.get(), runner.get())) {}
 
   // One step by the loop; collects what came up.
   StepStatus step() {
@@ -65,6 +65,34 @@ struct Stack : FakeStack {
   std::map<RequestId, std::string> error;
   std::map<RequestId, std::optional<int64_t>> stop;
 };
+
+TEST(Scheduler, APrefixStandsBeforeEveryPrompt) {
+  const std::vector<int64_t> prefix{5, 9, 2};
+  const std::vector<int64_t> prompt = prompt_of(21);
+  std::vector<int64_t> joined = prefix;
+  joined.insert(joined.end(), prompt.begin(), prompt.end());
+  Stack plain, with({}, kLimits, prefix);
+  plain.scheduler->add(1, joined, params_of(8));
+  with.scheduler->add(1, prompt, params_of(8));
+  with.runner->on_launch = [&](const Step& step, auto&) {
+    for (const SampleRow& row : step.rows) {
+      if (row.prompt.size() != prompt.size()) continue;  // the request below
+      EXPECT_TRUE(std::equal(row.prompt.begin(), row.prompt.end(), prompt.begin(), prompt.end()));
+      EXPECT_LE(row.generated.size(), 8u);
+    }
+  };
+  plain.drain();
+  with.drain();
+  EXPECT_EQ(with.tokens[1], plain.tokens[1]);
+  EXPECT_EQ(with.tokens[1].size(), 8u);
+  EXPECT_EQ(with.finish[1], FinishReason::kLength);
+  // The longest request leaves room for the prefix.
+  with.scheduler->check(prompt_of(60), params_of(1));
+  EXPECT_THROW(with.scheduler->check(prompt_of(60), params_of(2)), Error);
+  with.scheduler->add(2, prompt_of(60), params_of(1));
+  with.drain();
+  EXPECT_EQ(with.tokens[2].size(), 1u);
+}
 
 TEST(Scheduler, DecodesComeFirstThenChunksThenAdmissions) {
   Stack s;

@@ -78,6 +78,21 @@ def test_explain(workshop):
     assert all(record["source"] for record in found["records"])
 
     from autodeploy.cli.explain_command import format_text
+    from autodeploy.cli.explain_costs import by_block, costs_at, format_costs, summed
+
+    records = found["records"]
+    linear = next(r for r in records if r["op"] == "linear" and len(r["params"]) == 1)
+    assert linear["flops"] > 0
+    assert linear["weight_bytes"] >= linear["flops"] // 2 * 2  # float32 in the file; two operations per weight
+    attention = next(r for r in records if r["op"] == "attention")
+    one, many = costs_at(attention, 0), costs_at(attention, 99)
+    assert many["flops"] == 100 * one["flops"] > 0
+    assert many["cache_read"] == 100 * one["cache_read"] == 100 * many["cache_write"]
+    blocks = by_block(records, 10)
+    assert sum(b["instructions"] for b in blocks) == len(records)
+    assert sum(b["flops"] for b in blocks) == summed(records, 10)["flops"]
+    assert any("*" in b["block"] and b["instructions"] > 1 for b in blocks)
+    assert "a token after 10 others" in format_costs(records, 10)
 
     text = format_text(found["records"], grouped=True)
     assert "by a name that transformers gives" in text
