@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # sizes of common configurations, for code that fails when T is below them. Both are prime: no size of a model equals
 # them or divides them by chance.
 EXAMPLE_TOKENS = (61, 10007)
+# A model that does not say how long sequences may be is not limited to fewer tokens than this.
+_USEFUL_LENGTH = 1024
 
 
 class Prefill(torch.nn.Module):
@@ -112,8 +114,7 @@ def _acceptable_bound(model: PreTrainedModel, error: Exception) -> int | None:
     if bounds is None or bounds[2] == "IntInfinity" or int(bounds[1]) > 2:
         return None
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    high = int(bounds[2])
-    return high if not isinstance(positions, int) or high >= positions else None
+    return int(bounds[2]) if int(bounds[2]) >= (positions if isinstance(positions, int) else _USEFUL_LENGTH) else None
 
 
 def _export(

@@ -170,15 +170,27 @@ def _worst(
     # Short runs of every probe first: they are cheap, and tell most wrong matches.
     short = [(i, probe, tokens) for i, probe in enumerate(probes) for tokens in lengths[:2]]
     for i, probe, tokens in (*short, *((0, probes[0], tokens) for tokens in lengths[2:])):
-        numbers = StandIns(scene, tokens, match.draws(probe), "normal", i)
+        worst = max(worst, _settled(scene, unit, match, probe, tokens, i))
+        if worst > TOLERANCE:
+            break
+    return worst
+
+
+def _settled(scene: Scene, unit: Unit, match: Match, probe: Mapping[str, str], tokens: int, seed: int) -> float:
+    """The error of one run; a little above TOLERANCE it is drawn again, since rounding has outliers (a quotient by
+    nearly nothing) that other numbers do not show, while another function differs on all of them."""
+    error = float("inf")
+    for attempt in range(3):
+        numbers = StandIns(scene, tokens, match.draws(probe), "normal", seed + 10 * attempt)
         try:
             found = match.result.of(_run(unit, numbers))
         except Exception:
             return float("inf")
-        worst = max(worst, _error(match, found, numbers))
-        if worst > TOLERANCE:
+        now = _error(match, found, numbers)
+        error = min(error, now)
+        if error <= TOLERANCE or now > 10 * TOLERANCE:
             break
-    return worst
+    return error if now <= 10 * TOLERANCE else now
 
 
 def _run(unit: Unit, numbers: StandIns) -> Any:
