@@ -123,8 +123,9 @@ IDENTITIES: tuple[Identity, ...] = (
     Identity(
         "mlstm",
         (
-            Role("q", "T H K"),
-            Role("k", "T H K"),
+            # Of one sign: the result is divided by q . n, and where that cancels rounding is all there is.
+            Role("q", "T H K", {"": "positive"}),
+            Role("k", "T H K", {"": "positive"}),
             Role("v", "T H V"),
             Role("input_gate", "T H"),
             Role("forget_gate", "T H"),
@@ -135,6 +136,7 @@ IDENTITIES: tuple[Identity, ...] = (
             "eps": lambda dims: (0.0, 1e-6, 1e-5, 1e-8),
         },
         probes=(
+            {"q": "negative"},
             {"input_gate": "high", "q": "tiny"},
             {"input_gate": "low"},
             {"input_gate": "wide", "forget_gate": "wide"},
