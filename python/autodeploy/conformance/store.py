@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .case import Case
+from .case import Case, load_facts
 
 Result = dict[str, Any]
 
@@ -22,12 +22,15 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, case: Case, keep_passes: bool = False) -> Result | None:
-        """The result of this very case with these sources and versions; `keep_passes`: a pass of other sources too."""
+        """The result of this very case with these sources and versions.
+
+        keep_passes: a pass of other sources too, and where the entry is no text model, whatever was said of it.
+        """
         result = self._read(self.results / case.file_name)
         if result is None:
             return None
-        fresh = result.get("key") == case.key()
-        return result if fresh or (keep_passes and result.get("status") == "pass") else None
+        good = result.get("status") == "pass" or (case.name in load_facts()["kinds"] and result["status"] == "refused")
+        return result if (keep_passes and good) or result.get("key") == case.key() else None
 
     def latest(self, case: Case) -> Result | None:
         """The last result of this case, whatever it was made with."""
