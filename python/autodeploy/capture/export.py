@@ -23,6 +23,7 @@ from .functionalize import parameter_writes
 from .hook_state import HookState, capturing
 from .prefix import WatchPrefix
 from .recurrences import watching
+from .routing import RoutedRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,8 +66,9 @@ class Prefill(torch.nn.Module):
             arguments["position_ids"] = positions[None]
         if "use_cache" in self.names:
             arguments["use_cache"] = False
-        for _ in range(self.calls):
-            logits = self.model(input_ids=token_ids[None], **arguments).logits.squeeze(0)
+        with RoutedRows():
+            for _ in range(self.calls):
+                logits = self.model(input_ids=token_ids[None], **arguments).logits.squeeze(0)
         return logits
 
 

@@ -21,6 +21,7 @@ from .manager import Phase, Report, run_phases
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
+from .raise_experts import RaiseExperts
 from .raise_linear import RaiseLinear
 from .raise_masked_attention import RaiseMaskedAttention
 from .raise_norms import RaiseNorms
@@ -55,6 +56,7 @@ def phases() -> list[Phase]:
             CleanUp(),
             CommonSubexpressions(),
             RaiseLinear(),
+            RaiseExperts(),
             RaiseNorms(),
             RaiseRope(),
             RaiseActivations(),

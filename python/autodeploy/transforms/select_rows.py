@@ -74,7 +74,9 @@ def _tail(ir: ModelIR) -> tuple[set[Node], set[Node]]:
         if node.op != "call_function" or node in needed or not n.has_tokens(node):
             continue
         moving = [x for x in node.all_input_nodes if n.has_tokens(x) and not _is_uniform(x)]
-        if not moving or n.size_inputs(node) or (n.is_view(node) and moving[0] not in tail):
+        if not moving or n.size_inputs(node):
+            continue
+        if n.is_view(node) and moving[0] not in tail and _selectable(node, axes[node]):
             continue
         if all(x in tail or _selectable(x, axes[x]) for x in moving):
             tail.add(node)
