@@ -79,6 +79,7 @@ void Runner::check(const RunnerStep& s) const {
        "a kv_len, slot and has_state for each sequence, and one query_start more");
   that(s.query_start.front() == 0 && s.query_start.back() == static_cast<int32_t>(T),
        "query_start from 0 to the number of tokens");
+  that(s.prompt_len.empty() || s.prompt_len.size() == B, "a prompt_len for each sequence, or none");
   std::set<int32_t> slots;
   for (size_t i = 0; i < B; ++i) {
     const int32_t len = s.query_start[i + 1] - s.query_start[i];
@@ -130,6 +131,7 @@ const StepBatch& Runner::prepare(RunnerStep step) {
   batch_.positions = step_.positions;
   batch_.query_start = step_.query_start;
   batch_.kv_len = step_.kv_len;
+  batch_.prompt_len = step_.prompt_len;
   batch_.page_tables = tables_;
   batch_.slot = slots_;
   batch_.has_state = step_.has_state;

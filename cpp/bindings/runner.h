@@ -30,6 +30,7 @@ struct RunnerStep {
   std::vector<int32_t> query_start, kv_len, slot;  // [B+1], [B], [B]
   std::vector<uint8_t> has_state;                  // [B]
   std::vector<int32_t> rows;                       // [R]
+  std::vector<int32_t> prompt_len;                 // [B], or empty: kv_len
 };
 
 // Every cache slot owns fixed pages, which are spread over the pools so that no kernel can count on

@@ -17,6 +17,7 @@ struct StepBatch {
   std::span<const int64_t> positions;    // [T]
   std::span<const int32_t> query_start;  // [B+1] tokens of sequence i are [query_start[i], query_start[i+1])
   std::span<const int32_t> kv_len;       // [B] tokens in the caches after this step
+  std::span<const int32_t> prompt_len;   // [B] tokens known before any was generated; empty: kv_len
   struct PageTable {
     int32_t page_size = 0;           // tokens per page
     int32_t max_pages = 0;           // row length of `pages`

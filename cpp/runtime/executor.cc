@@ -86,7 +86,8 @@ void Executor::Impl::check_batch(const StepBatch& b) const {
   in_range("num_rows", b.num_rows, 0, std::min(options.max_rows, b.num_tokens));
   const size_t T = static_cast<size_t>(b.num_tokens), B = static_cast<size_t>(b.num_seqs);
   AD_CHECK(b.token_ids.size() == T && b.positions.size() == T && b.query_start.size() == B + 1 &&
-               b.kv_len.size() == B && b.rows.size() == static_cast<size_t>(b.num_rows),
+               b.kv_len.size() == B && (b.prompt_len.empty() || b.prompt_len.size() == B) &&
+               b.rows.size() == static_cast<size_t>(b.num_rows),
            ErrorKind::kInvalidArgument,
            "[executor] expected spans of num_tokens, num_seqs and num_rows entries, found others");
 }

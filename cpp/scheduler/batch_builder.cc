@@ -11,6 +11,7 @@ BatchBuilder::BatchBuilder(const CachePlan& plan) : plan_(&plan) {
   positions_.reserve(tokens);
   query_start_.reserve(seqs + 1);
   kv_len_.reserve(seqs);
+  prompt_len_.reserve(seqs);
   slot_.reserve(seqs);
   rows_.reserve(seqs);
   has_state_.reserve(seqs);
@@ -27,7 +28,7 @@ BatchBuilder::BatchBuilder(const CachePlan& plan) : plan_(&plan) {
 
 int64_t BatchBuilder::bytes() const {
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t total = size(token_ids_) + size(positions_) + size(query_start_) + size(kv_len_) + size(slot_) +
+  int64_t total = size(token_ids_) + size(positions_) + size(query_start_) + size(kv_len_) + size(prompt_len_) + size(slot_) +
                   size(rows_) + size(has_state_) + size(cut_) + size(sample_rows_);
   for (const auto& pages : pages_) total += size(pages);
   return total;
@@ -39,6 +40,7 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
   positions_.clear();
   query_start_.assign(1, 0);
   kv_len_.clear();
+  prompt_len_.clear();
   slot_.clear();
   rows_.clear();
   has_state_.clear();
@@ -52,6 +54,7 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
     const auto num_tokens = static_cast<int32_t>(token_ids_.size());
     query_start_.push_back(num_tokens);
     kv_len_.push_back(static_cast<int32_t>(seq.end()));
+    prompt_len_.push_back(static_cast<int32_t>(request.prompt_len));
     slot_.push_back(cache.slot(request.sequence));
     has_state_.push_back(seq.begin > 0);
     if (seq.has_row()) {
@@ -71,6 +74,7 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
   batch.positions = positions_;
   batch.query_start = query_start_;
   batch.kv_len = kv_len_;
+  batch.prompt_len = prompt_len_;
   batch.page_tables = page_tables_;
   batch.slot = slot_;
   batch.has_state = has_state_;

@@ -37,7 +37,7 @@ class BatchBuilder {
 
   const CachePlan* plan_;
   std::vector<int64_t> token_ids_, positions_;
-  std::vector<int32_t> query_start_, kv_len_, slot_, rows_;
+  std::vector<int32_t> query_start_, kv_len_, prompt_len_, slot_, rows_;
   std::vector<uint8_t> has_state_, cut_;
   std::vector<std::vector<int32_t>> pages_;  // [group][B * max_pages]
   std::vector<StepBatch::PageTable> page_tables_;

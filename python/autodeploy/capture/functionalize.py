@@ -44,6 +44,9 @@ def functionalize(graph: Graph, stored: frozenset[str] = frozenset()) -> Graph:
     Raises:
         CaptureError: the model writes into a parameter or an input, or through a kind of view that has no way back.
     """
+    for node in graph.nodes:
+        if node.target is aten.detach_.default:  # says something about gradients, of which there are none
+            node.target = aten.detach.default
     return _Functionalizer(stored).run(graph) if any(_writes(node) for node in graph.nodes) else graph
 
 

@@ -29,6 +29,7 @@ def install() -> None:
             "autodeploy.capture.hooks.install() first, or capture in a fresh process"
         )
     _replace_kernel_decorator()
+    _choose_frequencies_by_token()
     _register_implementations()
     _skip_packed_sequences()
     _installed = True
@@ -72,6 +73,14 @@ def _replace_kernel_decorator() -> None:
 
     for module in (hub_kernels, transformers.integrations):
         module.use_kernel_func_from_hub_with_fallback = use_kernel_func_from_hub_with_fallback
+
+
+def _choose_frequencies_by_token() -> None:
+    from transformers import modeling_rope_utils
+
+    from .rope_hook import hooked
+
+    modeling_rope_utils.dynamic_rope_update = hooked(modeling_rope_utils.dynamic_rope_update)
 
 
 def _register_implementations() -> None:

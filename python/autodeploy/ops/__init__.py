@@ -8,6 +8,7 @@ from . import (  # noqa: F401  (importing registers)
     embedding,
     expert_linear,
     gated_delta_rule,
+    known_length,
     layer_norm,
     linear,
     linear_attention,

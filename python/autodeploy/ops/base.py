@@ -52,6 +52,7 @@ class Batch:
     query_start [B+1]: tokens of sequence i are [query_start[i], query_start[i+1]).
     kv_len [B]: tokens in the caches after this step. slots [B]: identity of the sequence in every state.
     has_state [B]: whether an earlier step left a state. rows [R]: tokens whose logits are wanted, ascending.
+    prompt_len [B]: tokens of the sequence that were known before any was generated, in this step or not.
     """
 
     query_start: tuple[int, ...]
@@ -59,6 +60,11 @@ class Batch:
     slots: tuple[int, ...]
     has_state: tuple[bool, ...]
     rows: tuple[int, ...]
+    prompt_len: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.prompt_len:
+            object.__setattr__(self, "prompt_len", self.kv_len)
 
     @classmethod
     def of(
@@ -67,10 +73,12 @@ class Batch:
         past: Sequence[int] | None = None,
         slots: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
+        prompt_len: Sequence[int] | None = None,
     ) -> Batch:
         """A batch of sequences with these many new tokens each, after `past` earlier ones (default 0).
 
-        `slots` defaults to 1, 2, ... (slot 0 is null); `rows` to every token.
+        `slots` defaults to 1, 2, ... (slot 0 is null); `rows` to every token; `prompt_len` to the tokens after this
+        step.
         """
         past = [0] * len(lengths) if past is None else list(past)
         slots = list(range(1, len(lengths) + 1)) if slots is None else list(slots)
@@ -87,6 +95,7 @@ class Batch:
             slots=tuple(slots),
             has_state=tuple(p > 0 for p in past),
             rows=tuple(range(start[-1])) if rows is None else tuple(rows),
+            prompt_len=() if prompt_len is None else tuple(prompt_len),
         )
 
     @property
@@ -361,13 +370,19 @@ def running(batch: Batch, memory: Memory | None = None) -> Iterator[Memory]:
 def schedule(*steps: dict[int, int]) -> list[Batch]:
     """Batches of consecutive steps; each step maps slots to their number of new tokens, in batch order.
 
-    A slot that was not there in the step before starts a new sequence.
+    A slot that was not there in the step before starts a new sequence. All tokens of a sequence count as its prompt.
     """
     past: dict[int, int] = {}
     batches = []
-    for step in steps:
+    for i, step in enumerate(steps):
         before = [past.get(slot, 0) for slot in step]
-        batches.append(Batch.of(list(step.values()), before, list(step)))
+        total = dict(zip(step, before, strict=True))
+        staying = set(step)
+        for later in steps[i:]:
+            staying &= set(later)
+            for slot in staying:
+                total[slot] += later[slot]
+        batches.append(Batch.of(list(step.values()), before, list(step), prompt_len=list(total.values())))
         past = {slot: n + p for (slot, n), p in zip(step.items(), before, strict=True)}
     return batches
 

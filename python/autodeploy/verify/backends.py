@@ -86,6 +86,7 @@ class RuntimeBackend:
             has_state=np.array(batch.has_state, np.uint8),
             rows=np.array(batch.rows, np.int32),
             taps=taps,
+            prompt_len=np.array(batch.prompt_len, np.int32),
         )
 
 

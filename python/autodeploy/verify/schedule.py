@@ -105,6 +105,10 @@ def _step(feeds: Sequence[Feed], work: Sequence[tuple[_Running, int]], all_rows:
             token_ids.append(feed.tokens[position])
             positions.append(position)
     batch = Batch.of(
-        [take for _, take in work], [seq.done for seq, _ in work], [seq.slot for seq, _ in work], rows=rows
+        [take for _, take in work],
+        [seq.done for seq, _ in work],
+        [seq.slot for seq, _ in work],
+        rows=rows,
+        prompt_len=[len(feeds[seq.request].prompt) for seq, _ in work],
     )
     return PlannedStep(batch, tuple(token_ids), tuple(positions), tuple(wanted))
