@@ -23,6 +23,7 @@ from .functionalize import functionalize, stored_placeholders
 from .guards import discharge
 from .limits import export_within_limits
 from .prefix import PrefixFound, join_prefix
+from .rope_hook import longest_extension
 from .sizes import fold_sizes
 from .text_part import text_part
 from .tidy import tidy
@@ -118,7 +119,7 @@ def _metadata(config: PretrainedConfig) -> dict[str, Any]:
     facts: dict[str, Any] = {"vocab_size": text.vocab_size}
     positions = getattr(text, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
-        facts["max_positions"] = positions
+        facts["max_positions"] = int(positions * longest_extension(text))
     return facts
 
 

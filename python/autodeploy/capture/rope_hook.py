@@ -51,6 +51,17 @@ def hooked(usual: Callable[..., Any]) -> Callable[..., Any]:
     return dynamic_rope_update
 
 
+def longest_extension(config: Any) -> float:
+    """How many times `max_position_embeddings` positions may reach: frequencies of kind `dynamic` grow beyond it.
+
+    They do so without end; `factor` is taken as the limit, as other engines take it.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = list(parameters.values()) if all(isinstance(p, dict) for p in parameters.values()) else [parameters]
+    factors = [p.get("factor") for p in each if "dynamic" in str(p.get("rope_type"))]
+    return min((float(f) for f in factors if f), default=1.0)
+
+
 def _known_length(position_ids: torch.Tensor) -> torch.Tensor:
     """i64 [T]"""
     if position_ids.dim() != 2:

@@ -89,6 +89,7 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
     from autodeploy import compile as compiler
     from autodeploy.artifact import read_artifact
     from autodeploy.capture.source import resolve_source
+    from autodeploy.verify.checks import trusted_way
     from autodeploy.verify.reference import load_reference
 
     from .checks import expectations, forgive_engine, judge_engine, judge_steps, prompts
@@ -110,7 +111,8 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
         model = load_reference(checkpoint)
         metadata = artifact.program.metadata
         asked = prompts(int(metadata["vocab_size"]), metadata.get("max_positions"), case.seed)
-        expected, wrong = expectations(model, asked, case.trusted)
+        trusted = case.trusted if case.trusted != "generate" else trusted_way(artifact)
+        expected, wrong = expectations(model, asked, trusted)
         if wrong:
             raise _Ended(FAIL, _disagreement(wrong))
     with stages("run"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +56,14 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trust
     trusted: which of transformers' own ways counts, where its cache and its pass over whole sequences disagree:
         "generate": tokens of generation with its cache, logits of one pass (they should be the same; see `drift`);
         "whole": generation without a cache; "cache": tokens and logits of generation with its cache.
-    Selections among equal scores take the lower index (see `StableTopk`).
+    Selections among equal scores take the lower index (see `StableTopk`). What the model keeps in its modules of earlier
+    calls, as some rotary frequencies, is as it was before, afterwards.
     """
     if trusted not in ("generate", "whole", "cache"):
         raise ValueError(f'[reference] expected "generate", "whole" or "cache", found {trusted!r}')
-    with StableTopk():
+    with StableTopk(), _forgetting(model):
         made, cached = _generate(model, prompt, max_new_tokens, trusted != "whole")
+    with StableTopk():
         feed = Feed(tuple(prompt), made)
         whole = _whole(model, feed.tokens)
         at = len(prompt) - 1
@@ -72,7 +75,22 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trust
 
 def _whole(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
     """Logits [n, V] of one pass over all tokens."""
-    return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+    with _forgetting(model):
+        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
+
+
+@contextlib.contextmanager
+def _forgetting(model: torch.nn.Module) -> Iterator[None]:
+    """Modules have the attributes and buffers that they had, so that a prompt is run as if it were the first."""
+    before = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def _generate(

@@ -20,6 +20,8 @@ from .values import (
     ExpertWeight,
     Piece,
     Table,
+    Taken,
+    Unknown,
     refuse,
 )
 
@@ -182,7 +184,7 @@ def _getitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
         return _piece(x, index)
     if isinstance(index, torch.Tensor) and index.dtype == torch.bool and _by_token(index):
         cells = Cells.of(index.shape, index)
-        return cells.take(x, list(range(index.dim())))
+        return mode.remember(cells.take(x, list(range(index.dim()))), Taken(x, index))
     picked = _picked(index)
     if picked is None:
         return NotImplemented
@@ -193,7 +195,7 @@ def _getitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
         rows = cells.take(x, dims)
     for place in nones:
         rows = rows.unsqueeze(place)
-    return rows
+    return mode.remember(rows, Taken(x, index))
 
 
 def _picked(index: Any) -> tuple[Cells, list[Any], list[int]] | None:
@@ -240,7 +242,6 @@ def _of_expert(table: Table, expert: Expert) -> Any:
 def _weight_of(x: torch.Tensor, expert: Expert) -> Any:
     if not isinstance(x.shape[0], int) or any(not isinstance(n, int) for n in x.shape):
         refuse("a value of tokens indexed by an expert's number")
-    expert.used = True
     if x.dim() == 3:
         return ExpertWeight(x, expert.ids)
     ids = expert.ids.reshape(-1).clamp(0, x.shape[0] - 1)
@@ -284,9 +285,39 @@ def _index_add(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
     return target.add_(source) if func.__name__ == "index_add_" else target + source
 
 
+@_handles("add", "add_", "__add__", "__iadd__")
+def _add(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
+    taken = mode.tag(args[0])
+    if not isinstance(taken, Taken) or taken.added is not None or len(args) != 2 or kwargs:
+        return NotImplemented
+    result = func(*args)
+    if isinstance(args[1], torch.Tensor) and args[1].shape == result.shape:
+        mode.remember(result, Taken(taken.source, taken.index, args[1]))
+    return result
+
+
+def _added(target: torch.Tensor, index: Any, rows: torch.Tensor) -> None:
+    """target[index] += rows"""
+    if isinstance(index, torch.Tensor):
+        cells, dims = Cells.of(index.shape, index), list(range(index.dim()))
+    else:
+        picked = _picked(index)
+        assert picked is not None
+        cells, dims, _ = picked
+    if dims == [None]:
+        target.add_(rows)
+    elif len(dims) == 1:
+        target.add_(cells.sums(rows, dims[0]).to(target.dtype))
+    else:
+        refuse("rows added by several indices")
+
+
 @_handles("__setitem__")
 def _setitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
     target, index, value = args
+    taken = mode.tag(value)
+    if isinstance(taken, Taken) and taken.added is not None and taken.source is target and taken.index is index:
+        return _added(target, index, taken.added)
     if isinstance(index, torch.Tensor) and index.dtype == torch.bool and _by_token(index):
         cells, dims = Cells.of(index.shape, index), list(range(index.dim()))
     else:
@@ -300,7 +331,6 @@ def _setitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
         target.copy_(value)
     elif len(dims) == len(cells.sizes):
         tail = list(target.shape[len(dims) :])
-        places = [dims.index(d) for d in cells.order]
         inverse = [cells.order.index(d) for d in dims]
         if isinstance(value, torch.Tensor) and value.dim() == len(tail) + 1:
             value = value.reshape(*cells.ordered_sizes, *tail).permute(*inverse, *range(len(dims), target.dim()))
@@ -308,7 +338,6 @@ def _setitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
         if mask is not None:
             mask = mask.reshape(cells.ordered_sizes).permute(inverse).reshape(*target.shape[: len(dims)], *[1] * len(tail))
         target.copy_(value if mask is None else torch.where(mask, value, target))
-        assert len(places) == len(inverse)
     elif len(dims) == 1:  # at most one cell of a token has an expert
         if not isinstance(value, torch.Tensor):
             refuse("a number written into selected rows")
@@ -326,12 +355,8 @@ def _sort(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
     ids = args[0]
     if not _by_token(ids) or ids.dim() != 1 or ids.dtype.is_floating_point:
         return NotImplemented
-    cells = Cells.of(ids.shape, None)
-    order = CellIndex(_cells_of_flat(mode, ids) or cells, None)
-    return order if func.__name__ == "argsort" else (refuse_values, order)
-
-
-refuse_values = "ids in order"  # nothing may be done with them
+    order = CellIndex(_cells_of_flat(mode, ids) or Cells.of(ids.shape), None)
+    return order if func.__name__ == "argsort" else (Unknown(), order)
 
 
 def _cells_of_flat(mode: RoutedRows, ids: torch.Tensor) -> Cells | None:
@@ -346,7 +371,7 @@ def _flatten(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     result = func(*args, **kwargs)
     if result.dim() == 1 and not isinstance(ids.shape[0], int):
-        mode.remember(result, Cells(tuple(ids.shape), (0, 1), None))
+        mode.remember(result, Cells(tuple(ids.shape), (0, 1)))
     return result
 
 

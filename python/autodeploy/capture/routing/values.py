@@ -26,6 +26,11 @@ class Unknown:
         name = getattr(func, "__name__", str(func))
         refuse(f"{name} of {cls.__name__.lower()}")
 
+    def _no_arithmetic(self, *args: Any) -> NoReturn:
+        refuse(f"arithmetic with {type(self).__name__.lower()}")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __neg__ = _no_arithmetic
+
 
 @dataclasses.dataclass(eq=False)
 class Table:
@@ -54,18 +59,28 @@ class Counts:
 class Cells:
     """The cells that a condition is about, tokens first: a grid of `sizes`, in the order `order` of its dims.
 
-    `mask` bool [S] is the condition of each, None where all meet it.
+    `condition` bool [S] is that of each, None where all meet it; or it is that their expert is the one of a round.
     """
 
     sizes: tuple[Any, ...]
     order: tuple[int, ...]
-    mask: torch.Tensor | None
+    condition: torch.Tensor | None = None
+    expert: Expert | None = None
+    classes: int = 0
+
+    @property
+    def mask(self) -> torch.Tensor | None:
+        if self.expert is None:
+            return self.condition
+        self.expert.settled = True
+        return self.expert.mask(self.classes)
 
     @classmethod
-    def of(cls, sizes: Any, condition: torch.Tensor | None, flat: torch.Tensor | None = None) -> Cells:
-        """`condition` has `sizes`; or `flat` is a condition on cells that are already in order."""
+    def of(cls, sizes: Any, condition: torch.Tensor | None = None) -> Cells:
+        """`condition` has `sizes`."""
         sizes = tuple(sizes)
         order = tuple(sorted(range(len(sizes)), key=lambda d: (isinstance(sizes[d], int), d)))
+        flat = None
         if condition is not None:
             flat = condition.permute(order).reshape(-1)
             flat = flat if flat.dtype == torch.bool else flat != 0
@@ -88,18 +103,20 @@ class Cells:
     def sums(self, rows: torch.Tensor, dim: int) -> torch.Tensor:
         """Rows [S, ...] of cells that meet the condition, added up for each index of one dim of the grid."""
         tail = list(rows.shape[1:])
-        if self.mask is not None:
-            rows = torch.where(self.mask.reshape(-1, *[1] * len(tail)), rows, 0)
+        mask = self.mask
+        if mask is not None:
+            rows = torch.where(mask.reshape(-1, *[1] * len(tail)), rows, 0)
         others = [place for place, d in enumerate(self.order) if d != dim]
         rows = rows.reshape(*self.ordered_sizes, *tail)
         return rows.sum(dim=others) if others else rows
 
     def hits(self, dim: int) -> torch.Tensor | None:
         """Which indices of one dim of the grid meet the condition at all; None for every one."""
-        if self.mask is None:
+        mask = self.mask
+        if mask is None:
             return None
         others = [place for place, d in enumerate(self.order) if d != dim]
-        hit = self.mask.reshape(self.ordered_sizes)
+        hit = mask.reshape(self.ordered_sizes)
         for place in reversed(others):
             hit = hit.any(place)
         return hit
@@ -158,12 +175,21 @@ class CellIndex(Unknown):
         return self // other
 
 
+@dataclasses.dataclass(eq=False)
+class Taken:
+    """Rows read from `source` at `index`, and what was added to them since, if anything."""
+
+    source: torch.Tensor
+    index: Any
+    added: torch.Tensor | None = None
+
+
 class Expert(Unknown):
     """The expert of each cell, known to be in [low, high) in this round of a loop over experts."""
 
     def __init__(self, ids: torch.Tensor, low: int, high: int):
         self.ids, self.low, self.high = ids, low, high
-        self.used = False
+        self.settled = False  # rows were added back: what is known about the number may not change any more
 
     def _below(self, bound: Any) -> bool:
         """Whether the number is below `bound`; from here on that is so, or not, for all cells of this round."""
@@ -177,8 +203,8 @@ class Expert(Unknown):
         return True
 
     def _narrow(self, high: int) -> None:
-        if self.used:
-            refuse("an expert's number read after its rows were picked")
+        if self.settled:
+            refuse("an expert's number read after its rows were added")
         self.high = high
 
     def __lt__(self, other: Any) -> bool:
@@ -258,9 +284,9 @@ class ExpertCells(Unknown):
     squeeze = to = bool = long = int = view = contiguous = _same
 
     def where(self) -> tuple[CellIndex, ...]:
-        self.expert.used = True
         dims = [d for d in self.table.dims if d >= 0]
-        cells = Cells.of(self.table.ids.shape, None, self.expert.mask(self.table.classes))
+        cells = Cells.of(self.table.ids.shape)
+        cells.expert, cells.classes = self.expert, self.table.classes
         if cells.order != tuple(sorted(cells.order)):
             refuse("experts of cells that do not belong to tokens first")
         return tuple(CellIndex(cells, d) for d in dims)
