@@ -62,8 +62,7 @@ def _parameters(config_class: type) -> set[str]:
 
 
 class _Rules:
-    """Applies the data file to a configuration class, and those of its parts: default values, made small, and what is
-    set by hand for its `model_type`."""
+    """Applies the data file to a configuration class: the default configuration's values, made small."""
 
     def __init__(self, rules: dict[str, Any]):
         self.fields: dict[str, int] = rules["fields"]
@@ -92,7 +91,6 @@ class _Rules:
                     new[name] = self._part(type(part), depth + 1)
                 except Exception:
                     continue  # a part that is not built here
-        new.update(_with_int_keys(self.rules["overrides"].get(config_class.model_type) or {}))
         return new
 
     def _part(self, config_class: type, depth: int) -> dict[str, Any]:
