@@ -83,11 +83,10 @@ py::dict run_step(Runner& runner, const Array<int64_t>& token_ids, const Array<i
              num_values, ", found ", v);
     tapped[static_cast<size_t>(v)] = true;
   }
-  const StepBatch& batch =
-      runner.prepare({to_vector(token_ids, "token_ids"), to_vector(positions, "positions"),
-                      to_vector(query_start, "query_start"), to_vector(kv_len, "kv_len"),
-                      to_vector(slot, "slot"), to_vector(has_state, "has_state"), to_vector(rows, "rows"),
-                      to_vector(prompt_len, "prompt_len")});
+  const StepBatch& batch = runner.prepare(
+      {to_vector(token_ids, "token_ids"), to_vector(positions, "positions"),
+       to_vector(query_start, "query_start"), to_vector(kv_len, "kv_len"), to_vector(slot, "slot"),
+       to_vector(has_state, "has_state"), to_vector(rows, "rows"), to_vector(prompt_len, "prompt_len")});
   const auto kept = set_inputs(executor, inputs, batch.num_tokens, batch.num_rows);
 
   std::vector<std::pair<int32_t, TensorView>> seen;

@@ -28,8 +28,9 @@ BatchBuilder::BatchBuilder(const CachePlan& plan) : plan_(&plan) {
 
 int64_t BatchBuilder::bytes() const {
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t total = size(token_ids_) + size(positions_) + size(query_start_) + size(kv_len_) + size(prompt_len_) + size(slot_) +
-                  size(rows_) + size(has_state_) + size(cut_) + size(sample_rows_);
+  int64_t total = size(token_ids_) + size(positions_) + size(query_start_) + size(kv_len_) +
+                  size(prompt_len_) + size(slot_) + size(rows_) + size(has_state_) + size(cut_) +
+                  size(sample_rows_);
   for (const auto& pages : pages_) total += size(pages);
   return total;
 }

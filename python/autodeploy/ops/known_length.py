@@ -32,5 +32,5 @@ class KnownLength(Op):
         for name, steps in SCHEDULES.items():
             batches = schedule(*steps)
             yield Sample(name, {}, tuple(Step(b, {"positions": b.positions()}) for b in batches))
-        cut = [Batch.of([3], [0], prompt_len=[5]), Batch.of([2], [3], prompt_len=[5]), Batch.of([1], [5], prompt_len=[5])]
+        cut = [Batch.of([n], [past], prompt_len=[5]) for n, past in ((3, 0), (2, 3), (1, 5))]
         yield Sample("longer_prompts", {}, tuple(Step(b, {"positions": b.positions()}) for b in cut))

@@ -124,8 +124,7 @@ def _raise_sum(r: Rewriter, root: Node) -> bool:
         return False
     gone = {t.node for g in groups for t in g}
     rest = [part for part in parts if part not in gone and not _is_zero(part)]
-    for group in groups:
-        rest.append(_Group(r, group, root).term())
+    rest.extend(_Group(r, group, root).term() for group in groups)
     total = rest[0]
     for part in rest[1:]:
         total = r.call(aten.add.Tensor, total, part, like=root, before=root)
@@ -179,7 +178,7 @@ def _stackable(a: Node, b: Node, experts: tuple[int, int]) -> bool:
     if n.is_op(a, "aten.select") and a.args[0] is b.args[0]:
         return a.args[1] == b.args[1] and all(type(x) is int for x in (a.args[2], b.args[2]))
     return all(
-        (x is y or x == y) if not isinstance(x, Node) or not isinstance(y, Node) else x is y or _stackable(x, y, experts)
+        x is y or (_stackable(x, y, experts) if isinstance(x, Node) and isinstance(y, Node) else x == y)
         for x, y in zip(a.args, b.args, strict=True)
     )
 

@@ -56,8 +56,8 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trust
     trusted: which of transformers' own ways counts, where its cache and its pass over whole sequences disagree:
         "generate": tokens of generation with its cache, logits of one pass (they should be the same; see `drift`);
         "whole": generation without a cache; "cache": tokens and logits of generation with its cache.
-    Selections among equal scores take the lower index (see `StableTopk`). What the model keeps in its modules of earlier
-    calls, as some rotary frequencies, is as it was before, afterwards.
+    Selections among equal scores take the lower index (see `StableTopk`). What the model keeps in its modules of
+    earlier calls, as some rotary frequencies, is as it was before, afterwards.
     """
     if trusted not in ("generate", "whole", "cache"):
         raise ValueError(f'[reference] expected "generate", "whole" or "cache", found {trusted!r}')

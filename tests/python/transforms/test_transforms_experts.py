@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transform_graphs import check, count, ops, run
 from transform_graphs import capture as capture_plain
+from transform_graphs import check, count, ops, run
 
 from autodeploy.capture.errors import CaptureError
 from autodeploy.capture.routing import RoutedRows
@@ -152,7 +152,8 @@ def captured(module: Routed) -> ModelIR:
     recorded._modules = module._modules
     recorded.recorded = True
     ir = capture_plain(recorded)
-    for transform in (CleanUp(), NormalForms(), CleanUp(), TokenMajor(), CleanUp(), CommonSubexpressions(), RaiseLinear()):
+    steps = (CleanUp(), NormalForms(), CleanUp(), TokenMajor(), CleanUp(), CommonSubexpressions(), RaiseLinear())
+    for transform in steps:
         transform.run(ir)
     return ir
 
@@ -239,5 +240,5 @@ def test_other_loops_are_right_too(mix):
 
 
 def test_rows_of_an_expert_must_be_computed_row_by_row():
-    with pytest.raises(CaptureError, match="expected rows picked for an expert .* found arithmetic with cellindex"):
+    with pytest.raises(CaptureError, match=r"expected rows picked for an expert .* found arithmetic with cellindex"):
         captured(seeded(lambda m, x, weights, ids: torch.where(ids == 1)[0] * 2 + x))

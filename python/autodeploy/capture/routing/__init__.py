@@ -9,8 +9,8 @@ picks rows, puts them through an expert, weights them and adds them back. So whi
   expert that is; where it compares the number, once for each side; where it needs the number itself, once for each;
 * ordering rows by expert and cutting them into one piece for each leaves them where they are, and remembers which.
 
-`mode.RoutedRows` is the torch function mode that does this; `values` has what the model's code gets in the place of data
-that nobody knows yet.
+`mode.RoutedRows` is the torch function mode that does this; `values` has what the model's code gets in the place of
+data that nobody knows yet.
 """
 
 from .mode import RoutedRows

@@ -336,7 +336,8 @@ def _setitem(mode: RoutedRows, func: Any, args: Any, kwargs: Any) -> Any:
             value = value.reshape(*cells.ordered_sizes, *tail).permute(*inverse, *range(len(dims), target.dim()))
         mask = cells.mask
         if mask is not None:
-            mask = mask.reshape(cells.ordered_sizes).permute(inverse).reshape(*target.shape[: len(dims)], *[1] * len(tail))
+            mask = mask.reshape(cells.ordered_sizes).permute(inverse)
+            mask = mask.reshape(*target.shape[: len(dims)], *[1] * len(tail))
         target.copy_(value if mask is None else torch.where(mask, value, target))
     elif len(dims) == 1:  # at most one cell of a token has an expert
         if not isinstance(value, torch.Tensor):

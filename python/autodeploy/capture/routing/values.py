@@ -293,7 +293,7 @@ class ExpertCells(Unknown):
 
 
 class ExpertWeight(Unknown):
-    """weight[expert of each cell], weight [E, ...]: a matrix that only a product with the cells' rows makes sense of."""
+    """weight[expert of each cell], weight [E, ...]: matrices that only make sense in a product with rows."""
 
     def __init__(self, weight: torch.Tensor, ids: torch.Tensor):
         self.weight, self.ids = weight, ids
