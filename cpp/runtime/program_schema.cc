@@ -55,7 +55,7 @@ std::vector<OpSchema> make_schemas() {
                .states = {}});
   s.push_back({.name = "select_rows", .in = {req("x")}, .attrs = {}, .states = {}});
   // Canonical, token mixers.
-  s.push_back({.name = "known_length", .in = {req("positions")}, .attrs = {}, .states = {}});
+  s.push_back({.name = "known_length", .in = {req("at")}, .attrs = {}, .states = {}});
   s.push_back(
       {.name = "attention",
        .in = {req("q"), opt("k"), opt("v"), opt("sinks"), opt("slopes"), opt("bias_table"), opt("indices")},

@@ -31,7 +31,7 @@ class KnownLength : public Kernel {
 std::unique_ptr<Kernel> make_known_length(const KernelSpec& spec, std::string*) {
   const SpecCheck check(spec);
   check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "positions [T]", 1, 0);
+  const OperandSpec& x = check.input(0, "at [T]", 1, 0);
   check.that(x.shape[0] == Dim{0, 1, 0}, "positions [T]", shape_text(x.shape));
   check.that(x.dtype == DType::kI64, "positions of i64", std::string(dtype_name(x.dtype)));
   check.shape(check.output(0, "the result [T]", 1, 0), "the result", {Dim{0, 1, 0}});

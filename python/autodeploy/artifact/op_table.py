@@ -73,7 +73,7 @@ OPS: dict[str, OpSpec] = {
     ),
     "select_rows": OpSpec((In("x", "T H", ANY),), ("R H",), {}),
     # Canonical, token mixers.
-    "known_length": OpSpec((In("positions", "T", "i64"),), ("T",), {}),
+    "known_length": OpSpec((In("at", "T", "i64"),), ("T",), {}),
     "attention": OpSpec(
         (
             In("q", "T Hq D"),
