@@ -152,6 +152,7 @@ def step_arguments(batch: Batch) -> dict[str, Any]:
         "positions": batch.positions().numpy(),
         "query_start": np.array(batch.query_start, np.int32),
         "kv_len": np.array(batch.kv_len, np.int32),
+        "prompt_len": np.array(batch.prompt_len, np.int32),
         "slot": np.array(batch.slots, np.int32) - 1,
         "has_state": np.array(batch.has_state, np.uint8),
         "rows": np.array(batch.rows, np.int32),
