@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transform_graphs import capture, random_weights, run
 
-from autodeploy.ops import Batch, Memory
+from autodeploy.ops import OPS, Batch, Memory
 from autodeploy.transforms import TransformError, run_pipeline
 
 VOCAB, WIDTH, HEADS, HEAD = 16, 32, 4, 8
@@ -70,12 +70,13 @@ def test_masks_of_a_models_own(style):
     expected = run(ir, weights, ids)
     run_pipeline(ir)
     (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
-    assert call.args[5:7] == (True, 4 if "window" in style else 0)
-    memory, found = Memory(), []
+    found = OPS["attention"].bind(call.args, call.kwargs)
+    assert (found["causal"], found["window"]) == (True, 4 if "window" in style else 0)
+    memory, parts = Memory(), []
     for start, stop in ((0, 7), (7, 8), (8, 13)):
         batch = Batch.of([stop - start], past=[start])
-        found.append(run(ir, weights, ids[start:stop], batch.positions(), batch, memory))
-    assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
+        parts.append(run(ir, weights, ids[start:stop], batch.positions(), batch, memory))
+    assert torch.allclose(torch.cat(parts), expected, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("style", ["strictly before", "the future", "halved"])
