@@ -8,6 +8,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
+from .empty_ways import asks_whether_anything
 from .errors import CaptureError
 
 _SMALL = range(1, 66)
@@ -21,13 +22,14 @@ def discharge(graph: Graph, longest: int | None = None, at_least: int = 1) -> No
         CaptureError: one fails for some T, or depends on the values of tensors; it names the model's line.
     """
     for node in _assertions(graph):
-        _prove(node, longest, at_least)
+        _prove(graph, node, longest, at_least)
+    for node in _assertions(graph):
         graph.erase_node(node)
 
 
 def first_failure(graph: Graph, longest: int | None = None, at_least: int = 1) -> int | None:
     """The least T (up to `longest`) for which an assertion fails; None when all hold, or one is not about T."""
-    failing = [counterexample(_expression(node), longest, at_least) for node in _assertions(graph)]
+    failing = [_failure(graph, node, longest, at_least) for node in _assertions(graph)]
     found = [t for t in failing if t is not None]
     return None if 0 in found else min(found, default=None)
 
@@ -44,9 +46,15 @@ def _expression(node: Node) -> Any:
     return value.node.expr
 
 
-def _prove(node: Node, longest: int | None, at_least: int) -> None:
+def _failure(graph: Graph, node: Node, longest: int | None, at_least: int) -> int | None:
+    """As `counterexample`; None where the other way of the branch makes the same (see `empty_ways`)."""
+    failing = counterexample(_expression(node), longest, at_least)
+    return None if failing and asks_whether_anything(graph, _expression(node)) else failing
+
+
+def _prove(graph: Graph, node: Node, longest: int | None, at_least: int) -> None:
     expr = _expression(node)
-    failing = counterexample(expr, longest, at_least)
+    failing = _failure(graph, node, longest, at_least)
     if failing is None:
         return
     line = node.meta.get("source", "an unknown line")
@@ -78,6 +86,14 @@ def counterexample(expr: Any, longest: int | None = None, at_least: int = 1) -> 
     for tokens in sorted({*_SMALL, *_LARGE, *(n for n in near if n >= 1)}):
         if longest is not None and tokens > longest:
             break
-        if tokens >= at_least and expr.xreplace({symbol: sympy.Integer(tokens)}) != sympy.true:
+        if tokens >= at_least and not _holds(expr, symbol, tokens):
             return tokens
     return None
+
+
+def _holds(expr: Any, symbol: Any, tokens: int) -> bool:
+    """Whether a condition is true for T = `tokens`; one that divides by the size of an empty tensor says nothing."""
+    try:
+        return bool(expr.xreplace({symbol: sympy.Integer(tokens)}) == sympy.true)
+    except ZeroDivisionError:
+        return True
