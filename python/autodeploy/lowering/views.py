@@ -146,6 +146,8 @@ class View:
             reaches = stop == size or (isinstance(stop, int) and stop >= 2**31)
             if start == 0 and reaches and step == 1:
                 return self
+            if isinstance(stop, Dim) and start == 0 and step == 1 and size.divide(stop) is not None:
+                return self._part(at, 0, stop, self.strides[at])  # within a body: the first blocks of so many
             raise ValueError(f"[view] expected all of a dimension of size {size}, found {start}:{stop}:{step}")
         limit = as_dim(stop).factor if not isinstance(stop, int) else stop
         first, last, _ = slice(start, limit, step).indices(size.factor)

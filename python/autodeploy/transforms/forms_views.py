@@ -116,6 +116,8 @@ def _repeat_interleave(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | Non
     x, repeats, dim = a["self"], a.get("repeats"), a.get("dim")
     if not isinstance(repeats, int) or dim is None:
         return None
+    if sum(map(n.is_symbolic, n.shape_of(node))) > 1:
+        return None
     inner = [1] * n.rank(x)
     inner[n.normal_dim(dim, n.rank(x))] = repeats
     return _interleave(r, node, x, [1] * n.rank(x), inner)

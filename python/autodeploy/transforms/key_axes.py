@@ -23,6 +23,7 @@ from .pointwise import POINTWISE
 QUERY, KEY = "query", "key"
 _MANY = 10**9  # a number of tokens beyond every size that a configuration names
 _FINEST = 1 << 20  # keys in the largest block
+_MOST_MORE = 1  # blocks that a dim may have more or fewer than a share of the tokens
 _WHOLE = 2**20 * 3**4 * 5**2 * 7 * 11 * 13  # tokens that are a whole number of blocks of any usual size
 
 
@@ -88,11 +89,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Extent:
-    """A size as a function of the number of tokens T: `share` * T for many tokens, else `count` from `enough` on."""
+    """A size as a function of the number of tokens T: `share` * T for many tokens, else `count` from `enough` on.
+
+    `more`: what it has more than its share: fewer in a tensor that left out its first or last blocks, more in one with
+    a place behind all others for what belongs nowhere.
+    """
 
     share: Fraction
     count: int = 0
     enough: int = 0
+    more: int = 0
+
+    @property
+    def room(self) -> Fraction:
+        """The share that a dim gets in a body: a shortened one has its full length there, one with more the double."""
+        return self.share * 2 if self.more > 0 else self.share
 
 
 def extent(size: Any) -> Extent:
@@ -103,16 +114,26 @@ def extent(size: Any) -> Extent:
     """
     if isinstance(size, int) or not n.is_symbolic(size):
         return Extent(Fraction(0), int(size))
-    expr = size.node.expr
-    (symbol,) = expr.free_symbols
-    at = [int(expr.xreplace({symbol: k * _MANY})) for k in (1, 2)]
+    at = [size_at(size, k * _MANY) for k in (1, 2)]
     share = Fraction(at[1] - at[0], _MANY).limit_denominator(_FINEST)
     if not share:
-        return Extent(Fraction(0), at[0], _first(lambda t: int(expr.xreplace({symbol: t})) == at[0]))
+        return Extent(Fraction(0), at[0], _first(lambda t: size_at(size, t) == at[0]))
     whole = _WHOLE * share.denominator
-    if int(expr.xreplace({symbol: whole})) != share * whole:
-        raise Refusal(f"a size of {expr} for T tokens is no share of them")
-    return Extent(share)
+    more = size_at(size, whole) - share * whole
+    if abs(more) > _MOST_MORE:
+        raise Refusal(f"a size of {size.node.expr} for T tokens is no share of them")
+    return Extent(share, more=int(more))
+
+
+def size_at(size: Any, tokens: int) -> int:
+    """A traced size for a number of tokens."""
+    if isinstance(size, int) or not n.is_symbolic(size):
+        return int(size)
+    (symbol,) = size.node.expr.free_symbols
+    try:
+        return int(size.node.expr.xreplace({symbol: tokens}))
+    except ZeroDivisionError:  # a dim whose size was told from the others, one of which is 0 now
+        return int(size.node.expr.xreplace({symbol: _MANY}))
 
 
 def _first(holds: Callable[[int], bool]) -> int:
@@ -196,9 +217,9 @@ class Step:
                 out.append(Dim(None, STATIC, grown.count))
                 continue
             run = Run() if run is None else run
-            if grown.share != 1:
+            if grown.room != 1 or grown.more:
                 run.become(KEY)
-            out.append(Dim(run, grown.share))
+            out.append(Dim(run, grown.room))
         symbolic = [d.run for d in out if d.run is not None]
         if len(symbolic) > 2:
             raise Refusal("it has tokens in three dims")
@@ -257,7 +278,7 @@ def _reshape(s: Step) -> Any:
         raise Refusal("it regroups the dims of tokens")
     out: list[Run | None] = [None] * n.rank(s.node)
     for dim, i in zip(old, new, strict=True):
-        if extent(n.shape_of(s.node)[i]).share != dim.share:
+        if extent(n.shape_of(s.node)[i]).room != dim.share:
             dim.run.become(KEY)  # type: ignore[union-attr]
         out[i] = dim.run
     return out
@@ -283,6 +304,17 @@ def _squeeze(s: Step) -> Any:
     return [r for i, r in enumerate(s.runs(s.a["self"])) if not (i in dims and n.same_size(shape[i], 1))]
 
 
+@_rule("aten.repeat_interleave")
+def _repeat(s: Step) -> Any:
+    runs = s.runs(s.a["self"])
+    if not isinstance(s.a.get("repeats"), int) or s.a.get("dim") is None:
+        raise Refusal("it repeats a varying number of times")
+    run = runs[n.normal_dim(s.a["dim"], len(runs))]
+    if run is not None:
+        run.become(KEY)  # every block as many keys as it has
+    return runs
+
+
 @_rule("aten.select")
 def _select(s: Step) -> Any:
     runs = s.runs(s.a["self"])
@@ -298,11 +330,31 @@ def _slice(s: Step) -> Any:
     dim = n.normal_dim(s.a["dim"], len(dims))
     if dims[dim].run is not None:
         kept = extent(n.shape_of(s.node)[dim])  # the whole blocks of a sequence, mostly
-        if s.a["start"] not in (None, 0) or s.a["step"] != 1 or kept.share != dims[dim].share:
+        whole = extent(n.shape_of(s.a["self"])[dim])
+        start = s.a["start"] or 0
+        if start != whole.more - kept.more and start != 0:
+            raise Refusal("it singles out tokens by their place")
+        if s.a["step"] != 1 or kept.share != whole.share:
             raise Refusal("it singles out tokens by their place")
         if not n.is_whole_slice(s.node):
             dims[dim].run.become(KEY)  # type: ignore[union-attr]
     return [d.run for d in dims]
+
+
+@_rule("aten.copy")
+def _copy(s: Step) -> Any:
+    return s.broadcast([s.a["self"], s.a["src"]], n.rank(s.node))
+
+
+@_rule("aten.slice_scatter")
+def _slice_scatter(s: Step) -> Any:
+    runs = s.broadcast([s.a["self"], s.a["src"]], n.rank(s.node))
+    run = runs[n.normal_dim(s.a["dim"], len(runs))]
+    if run is not None:
+        if s.a["start"] not in (None, 0, 1) or s.a["step"] != 1:
+            raise Refusal("it writes to tokens by their place")
+        run.become(KEY)
+    return runs
 
 
 @_rule("aten.constant_pad_nd", "aten.pad")
@@ -313,7 +365,7 @@ def _pad(s: Step) -> Any:
         if dim.run is None:
             continue
         low, high = widths[2 * i : 2 * i + 2]
-        filled = extent(n.shape_of(s.node)[len(dims) - 1 - i]).share == dim.share
+        filled = extent(n.shape_of(s.node)[len(dims) - 1 - i]).room == dim.share
         if low != 0 or (high != 0 and not filled):
             raise Refusal("it pads or shifts the tokens")
         if high != 0:

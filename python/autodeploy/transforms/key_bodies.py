@@ -16,8 +16,9 @@ from ..ir.over_keys import BLOCKS, QUERIES, BodyIR, over_keys, register_body
 from . import nodes as n
 from .axes import Refusal
 from .base import refuse
-from .key_axes import KEY, QUERY, Dim, Dims, understand
+from .key_axes import KEY, QUERY, Dim, Dims, Run, extent, understand
 from .nodes import aten
+from .pointwise import POINTWISE
 from .raise_over_keys_tools import is_counted
 from .rewrite import Rewriter
 
@@ -25,6 +26,9 @@ _HINTS = {QUERIES: 29, BLOCKS: 31}  # examples for shape reasoning, unlike any l
 _SHRINKABLE = ("aten.expand", "aten.to", "aten._to_copy", "aten.unsqueeze", "aten.permute", "aten.reshape")
 _FILLED = {"aten.zeros": 0, "aten.zeros_like": 0, "aten.new_zeros": 0, "aten.empty": 0, "aten.new_empty": 0,
            "aten.empty_like": 0, "aten.ones": 1, "aten.ones_like": 1, "aten.new_ones": 1}
+# Where a number made from sizes stands, a tensor does in a body.
+_NUMBERS = {aten.masked_fill.Scalar: aten.masked_fill.Tensor, aten.where.ScalarOther: aten.where.self,
+            aten.where.ScalarSelf: aten.where.self}
 Leaf = tuple[Node, str]  # a value from outside, and its role
 
 
@@ -82,7 +86,11 @@ class BodyBuilder:
         everything = [d for m in self.members for dims in self._all_dims(m) for d in dims]
         leaves = self.walk.region.leaves.items()
         everything += [d for (_, reader), dims in leaves if reader in self.inside for d in dims]
-        block = math.lcm(1, *(d.share.denominator for d in everything if d.run is not None))
+        numbers = [extent(x.meta["val"]).share for m in self.members for x in n.size_inputs(m)
+                   if isinstance(x.meta["val"], torch.SymInt) and n.is_symbolic(x.meta["val"])
+                   and n.op_name(m) in POINTWISE]
+        block = math.lcm(1, *(d.share.denominator for d in everything if d.run is not None),
+                         *(share.denominator for share in numbers))
         return block, max((self.walk.region.enough.get(m, 0) for m in self.members), default=0)
 
     def size(self, dim: Dim) -> Any:
@@ -216,14 +224,61 @@ class BodyBuilder:
         if made is None:
             args = torch.fx.node.map_arg(node.args, lambda x: self._argument(x, node, read))
             kwargs = torch.fx.node.map_arg(node.kwargs, lambda x: self._argument(x, node, read))
-            made = self.call(node.target, *args, like=node, **kwargs)
+            made = self.call(self._target(node), *args, like=node, **kwargs)
         self._check(node, made, dims)
         return made
 
+    def _part(self, node: Node, a: dict[str, Any], dims: Dims, x: Node) -> Node:
+        """A slice along keys: all of it, without the place behind the others, or moved so that it begins at 0."""
+        dim = n.normal_dim(a["dim"], len(dims))
+        wanted = self.size(dims[dim])
+        if a["start"]:
+            last = self.call(aten.sub.Tensor, self._count(dims[dim], node), 1, like=node)
+            x = self._moved(node, x, dim, dims[dim], 1, last)
+        if n.same_size(x.meta["val"].shape[dim], self._value_of(wanted)):
+            return x
+        return self.call(aten.slice.Tensor, x, dim, 0, wanted, 1, like=node)
+
+    def _written(self, node: Node, a: dict[str, Any], dims: Dims, read: Any) -> Node:
+        """x[1:] = y along keys: block i has y's block i - 1, the first keeps what it has. x[0:] = y is y."""
+        dim = n.normal_dim(a["dim"], len(dims))
+        if not a["start"]:
+            return read(a["src"])
+        moved = self._moved(node, read(a["src"]), dim, dims[dim], -1, None)
+        places = self.call(aten.arange.start_step, 0, self.size(dims[dim]), 1, like=node)
+        first = self.call(aten.eq.Scalar, places, 0, like=node)
+        shape = [self.size(d) if i == dim else 1 for i, d in enumerate(dims)]
+        first = self.call(aten.reshape.default, first, shape, like=node)
+        return self.call(aten.where.self, first, read(a["self"]), moved, like=node)
+
+    def _moved(self, node: Node, x: Node, dim: int, size: Dim, by: int, last: Node | None) -> Node:
+        """Block i of the result is block i + by of x, or the nearest that there is."""
+        places = self.call(aten.arange.start_step, 0, self.size(size), 1, like=node)
+        places = self.call(aten.add.Tensor, places, by, like=node)
+        if last is None:
+            places = self.call(aten.clamp_min.default, places, 0, like=node)
+        else:
+            places = self.call(aten.minimum.default, places, last, like=node)
+        return self.call(aten.index_select.default, x, dim, places, like=node)
+
+    def _count(self, size: Dim, node: Node) -> Node:
+        """A size as a number to compute with, i64 []."""
+        places = self.call(aten.arange.start_step, 0, self.size(size), 1, like=node)
+        return self.call(aten.add.Tensor, self.call(aten.amax.default, places, [0], False, like=node), 1, like=node)
+
+    @staticmethod
+    def _target(node: Node) -> Any:
+        return _NUMBERS.get(node.target, node.target) if n.size_inputs(node) else node.target
+
     def _argument(self, x: Node, node: Node, read: Any) -> Node:
-        if not n.is_tensor(x) and not isinstance(x.meta["val"], (tuple, list)):
+        if n.is_tensor(x) or isinstance(x.meta["val"], (tuple, list)):
+            return read(x)
+        grown = extent(x.meta["val"])
+        run = Run()
+        run.become(KEY)
+        if not grown.share or grown.more:
             raise refuse("token axis", node, "it computes with the number of tokens", "use position_ids instead")
-        return read(x)
+        return self._count(Dim(run, grown.share), node)
 
     def _sized(self, node: Node, name: str, a: dict[str, Any], dims: Any, read: Any) -> Node | None:
         """Calls that have sizes among their arguments."""
@@ -243,13 +298,23 @@ class BodyBuilder:
             dtype = n.dtype_of(node)
             return counted if dtype == torch.int64 else self.call(aten.to.dtype, counted, dtype, like=node)
         if name == "aten.slice" and dims[n.normal_dim(a["dim"], len(dims))].run is not None:
-            return read(a["self"])
+            return self._part(node, a, dims, read(a["self"]))
+        if name == "aten.slice_scatter" and dims[n.normal_dim(a["dim"], len(dims))].run is not None:
+            return self._written(node, a, dims, read)
+        if name == "aten.copy":
+            return self.call(aten.expand.default, read(a["src"]), self.shape(dims), like=node)
         if name in ("aten.constant_pad_nd", "aten.pad"):
             widths = a["pad"]
             padded = [len(dims) - 1 - i // 2 for i in range(len(widths)) if widths[i] != 0]
             if all(dims[d].run is not None for d in padded):
                 return read(a["self"])
             return None
+        if name == "aten.repeat_interleave":
+            dim = n.normal_dim(a["dim"], len(dims))
+            x = self.call(aten.unsqueeze.default, read(a["self"]), dim + 1, like=node)
+            x = self.call(aten.expand.default, x, [-1] * (dim + 1) + [a["repeats"]] + [-1] * (len(dims) - dim - 1),
+                          like=node)
+            return self.call(aten.reshape.default, x, self.shape(dims), like=node)
         if name == "aten.baddbmm":
             return self._baddbmm(node, a, read)
         if name == "aten.topk":

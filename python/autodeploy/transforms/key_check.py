@@ -13,9 +13,11 @@ from ..ir import ModelIR
 from ..ir.over_keys import BodyIR
 from . import nodes as n
 from .base import TransformError
+from .key_axes import extent, size_at
 from .raise_over_keys_tools import is_counted
 
 _TOLERANCE = 1e-4
+_HIDDEN = -1e30  # scores below are those of keys that a mask hides
 _LONGEST = 160  # tokens; longer lists than that are compared on shorter sequences alone
 
 
@@ -33,7 +35,7 @@ def check_body(
     lengths = {1, 2, 7, body.block + 1, 2 * body.block + 3, body.min_keys + 2}
     selects = any(n.is_op(m, "aten.topk") for m in members)
     for seed, tokens in enumerate(sorted(t for t in lengths if t <= _LONGEST)):
-        feed = _Feed(ir, walk, members, tokens, seed, positive=selects)
+        feed = _Feed(ir, walk, members, tokens, seed, body.block, selects)
         whole = feed.run(outputs)
         done = 0
         operands = [feed.first(x, role) for x, role in leaves]
@@ -45,45 +47,51 @@ def check_body(
             found = body.run_tile(step, stop, mine)
             for output, expected, got in zip(outputs, whole, found, strict=True):
                 rows = expected.movedim(walk.exits[output], 0)[done:stop]
-                _compare(output, rows, got, range(done, stop), tokens)
+                if rows.shape != got.shape:  # a list is longer where there are keys enough for it
+                    got = got[tuple(slice(0, s) for s in rows.shape)] if not _is_list(output) else got
+                listed = feed.listed(output)
+                listed = None if listed is None else listed.movedim(walk.exits[output], 0)[done:stop]
+                _compare(output, rows, got, listed, f"{done} of {tokens}")
             done = stop
 
 
-def _compare(output: Node, expected: torch.Tensor, found: torch.Tensor, positions: range, tokens: int) -> None:
-    if expected.dtype == torch.int64:
-        same = all(
-            _visible(e, p) == _visible(f, p) for e, f, p in zip(expected, found, positions, strict=True)
-        )
-        error = 0.0 if same else float("inf")
+def _compare(
+    output: Node, expected: torch.Tensor, found: torch.Tensor, listed: torch.Tensor | None, where: str
+) -> None:
+    """`listed`: which entries of a list of keys stand for keys that the query may see; the others are any."""
+    if listed is not None:
+        wanted, got = expected.flatten(0, -2), found.flatten(0, -2)
+        lists = zip(wanted, got, listed.flatten(0, -2), strict=True)
+        right = [set(e[m].tolist()) <= set(f.tolist()) for e, f, m in lists]
+        error = 0.0 if all(right) else float("inf")
     else:
         error = relative_error(found, expected) if found.shape == expected.shape else float("inf")
     if not error <= _TOLERANCE:
         raise TransformError(
             f"[over_keys] the code up to {output.name} at {n.source(output)} was expected to make the same of a token "
             f"whether or not others follow it, but differs by {error:.2g} of the largest value at token "
-            f"{positions[0]} of {tokens}: it may read later tokens, or depend on how many there are"
+            f"{where}: it may read later tokens, or depend on how many there are"
         )
 
 
-def _visible(listed: torch.Tensor, position: int) -> list[Any]:
-    """Lists of keys, as sets of those that the query may see at all."""
-    rows = listed.reshape(-1, listed.shape[-1]) if listed.dim() else listed.reshape(1, 1)
-    return [sorted({int(j) for j in row if 0 <= j <= position}) for row in rows]
+def _is_list(output: Node) -> bool:
+    """Whether a result is the places of a selection."""
+    return n.op_name(output) == n.GETITEM and n.is_op(output.args[0], "aten.topk") and output.args[1] == 1
 
 
 class _Feed:
     """Random numbers for everything that a region reads, for one number of tokens, and its calls run on them."""
 
-    def __init__(self, ir: ModelIR, walk: Any, members: list[Node], tokens: int, seed: int, positive: bool):
-        self.ir, self.walk, self.members, self.tokens, self.positive = ir, walk, members, tokens, positive
+    def __init__(self, ir: ModelIR, walk: Any, members: list[Node], tokens: int, seed: int, block: int, selects: bool):
+        self.ir, self.walk, self.members, self.tokens, self.selects = ir, walk, members, tokens, selects
+        self.block = block
         self.generator = torch.Generator().manual_seed(seed)
         self.known: dict[Node, Any] = {}
 
     def size(self, size: Any) -> int:
-        if isinstance(size, int) or not n.is_symbolic(size):
-            return int(size)
-        (symbol,) = size.node.expr.free_symbols
-        return int(size.node.expr.xreplace({symbol: self.tokens}))
+        if not self.selects and n.is_symbolic(size) and not extent(size).share:
+            return extent(size).count  # lists from other regions have their full length, whatever T is
+        return size_at(size, self.tokens)
 
     def value(self, x: Node) -> Any:
         """A value that a region reads; what is made of positions alone is computed."""
@@ -97,14 +105,14 @@ class _Feed:
         elif x.op == "placeholder" and str(x.target) in self.ir.constants:
             found = self.ir.constants[str(x.target)].value
             found = found.float() if found.dtype.is_floating_point else found
-        elif x.op == "call_function" and (is_counted(self.ir, x) or x in self.inner):
+        elif x.op == "call_function" and (is_counted(self.ir, x) or x in self.inner or x in self.walk.lists):
             found = self.call(x)
         else:
             found = self.random([self.size(s) for s in value.shape], value.dtype)
             if not value.dtype.is_floating_point and value.dtype != torch.bool and n.has_tokens(x):
-                at = self.walk.token_dim(x)  # places are those of tokens that are there
+                at = self.walk.token_dim(x)  # places are those of keys, or blocks of keys, that are there
                 shape = [self.tokens if d == at else 1 for d in range(found.dim())]
-                found = found % torch.arange(1, self.tokens + 1).reshape(shape)
+                found = found % torch.arange(1, self.tokens + 1).reshape(shape) // self.block
         self.known[x] = found
         return found
 
@@ -131,7 +139,7 @@ class _Feed:
             return torch.rand(shape, generator=self.generator) > 0.3
         if not dtype.is_floating_point:
             return torch.randint(0, max(self.tokens, 1), shape, generator=self.generator)
-        if self.positive:
+        if self.selects:  # scores that are often 0 would be selected by chance
             return torch.rand(shape, generator=self.generator) + 0.25
         return torch.randn(shape, generator=self.generator)
 
@@ -145,7 +153,13 @@ class _Feed:
                 return self.size(x)
             return torch.float32 if x is torch.bfloat16 else x
 
+        if n.op_name(node) in ("aten.reshape", "aten.view"):  # -1 says nothing of a tensor without elements
+            return bind(node.args[0]).reshape([self.size(s) for s in n.shape_of(node)])
         return node.target(*bind(node.args), **{k: bind(x) for k, x in node.kwargs.items()})
+
+    def listed(self, output: Node) -> torch.Tensor | None:
+        """Of the places of a selection, those whose score says that the key may be seen; None for other results."""
+        return self.known[output.args[0]][0] > _HIDDEN if _is_list(output) else None
 
     def run(self, outputs: list[Node]) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -159,8 +173,4 @@ class _Feed:
         if role == "fixed":
             return value
         value = value.movedim(self.walk.token_dim(x), 0)
-        for dim, count in enumerate(self.walk.row_shape(x), start=1):
-            if value.shape[dim] < count:  # a list is shorter where there are fewer keys than it can hold
-                last = value.narrow(dim, value.shape[dim] - 1, 1)
-                value = torch.cat([value, *[last] * (count - value.shape[dim])], dim)
         return value

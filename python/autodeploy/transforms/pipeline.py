@@ -35,6 +35,7 @@ from .token_axis import ProveTokenAxis
 from .token_major import TokenMajor
 from .token_positions import TokenPositions
 from .write_out_attention import WriteOutAttention
+from .write_out_sinks import WriteOutSinks
 
 
 def phases() -> list[Phase]:
@@ -50,6 +51,7 @@ def phases() -> list[Phase]:
             RaiseAttention(),
             RaiseMaskedAttention(),
             WriteOutAttention(),
+            WriteOutSinks(),
             RaiseOverKeys(),
             CutTables(),
             TokenMajor(),              # proves the token axis on the way

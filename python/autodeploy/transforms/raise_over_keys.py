@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from ..ir import ModelIR
+from ..ir.over_keys import over_keys
 from . import nodes as n
 from .axes import TOKENS, Analysis, Refusal
 from .base import Transform, TransformError, refuse
-from .key_axes import KEY, QUERY, STATIC, Dim, Dims, Region, Run, understand
+from .key_axes import KEY, QUERY, STATIC, Dim, Dims, Region, Run, extent, understand
 from .key_bodies import BodyBuilder
 from .key_check import check_body
+from .pointwise import POINTWISE
 from .raise_over_keys_tools import is_counted
-from .rewrite import Rewriter, erase_dead, replace, sort_graph
+from .rewrite import Rewriter, erase_dead, infer, replace, sort_graph, values_of
 from .token_axis import step
 
 _SOURCES = ("aten.full", "aten.zeros", "aten.ones", "aten.empty", "aten.new_zeros", "aten.new_ones", "aten.new_full",
@@ -47,6 +51,7 @@ class RaiseOverKeys(Transform):
             _emit(ir, rewriter, walk, members)
         sort_graph(ir.graph)
         erase_dead(ir.graph)
+        _settle_sizes(ir)
         return True
 
 
@@ -58,6 +63,8 @@ class _Walk:
         self.an = Analysis()
         self.region = Region()
         self.exits: dict[Node, int] = {}  # the dim of queries
+        self.counting: set[Node] = set()  # computed with the number of keys: good within its region alone
+        self.lists: dict[Node, Dims] = {}  # made from exits, of a size that is one number for many tokens
         self.why: dict[Node, TransformError] = {}
         self.place = {node: i for i, node in enumerate(ir.graph.nodes)}
         for node in ir.graph.nodes:
@@ -71,14 +78,18 @@ class _Walk:
             return
         if not inside:
             try:
-                step(self.an, node)
+                if _is_listed(node) and not n.size_inputs(node):
+                    self._follow_list(node)
+                else:
+                    step(self.an, node)
                 return
             except TransformError as error:
                 self.why[node] = error
         else:
             self.why[node] = self.why[inside[0]]
         try:
-            if n.size_inputs(node) and n.op_name(node) not in _WITH_SIZES:
+            counts = bool(n.size_inputs(node)) and n.op_name(node) not in _WITH_SIZES
+            if counts and n.op_name(node) not in POINTWISE:
                 raise Refusal("it computes with the number of tokens, which is another number in every step")
             dims = understand(self.region, node, self.outside)
         except Refusal as refusal:
@@ -86,14 +97,33 @@ class _Walk:
                 raise self.why[node] from None
             raise refuse("token axis", node, refusal.reason, refusal.remedy) from None
         self.region.dims[node] = dims
+        if counts or (any(x in self.counting for x in inside) and not any(map(self._has_keys, inside))):
+            self.counting.add(node)
+            return
         values = dims if isinstance(node.meta["val"], (tuple, list)) else (dims,)
         places = [_only_queries(v) for v in values]
         if all(p is not None for p in places) and not isinstance(node.meta["val"], (tuple, list)):
             self.exits[node] = places[0]  # type: ignore[assignment]
             self.an.axes[node] = tuple(TOKENS if i == places[0] else None for i in range(len(dims)))
 
+    def _has_keys(self, x: Node) -> bool:
+        dims = self.region.dims[x]
+        values = dims if isinstance(x.meta["val"], (tuple, list)) else (dims,)
+        return any(d.run is not None and d.run.kind == KEY for v in values for d in v)
+
+    def _follow_list(self, node: Node) -> None:
+        """A call on lists of keys, which are shorter where there are fewer keys: here they have their full length."""
+        dims = understand(Region(dict(self.lists) | {x: self.region.dims[x] for x in self.exits}), node, self.outside)
+        at = None if isinstance(node.meta["val"], (tuple, list)) else _only_queries(dims)
+        if at is None:
+            raise refuse("token axis", node, "a size of it depends on the number of tokens", "give it one size")
+        self.lists[node] = dims
+        self.an.axes[node] = tuple(TOKENS if i == at else None for i in range(len(dims)))
+
     def outside(self, x: Node) -> Dims:
         """Dims of a value from outside a region: its tokens are queries or keys, which its reader will tell."""
+        if x in self.lists:
+            return self.lists[x]
         shape = n.shape_of(x)
         axes = self.an.of(x)
         if not any(axes):
@@ -186,8 +216,50 @@ class _Walk:
 
 _WITH_SIZES = {
     *_SOURCES, "aten.reshape", "aten.view", "aten._unsafe_view", "aten.expand", "aten.slice", "aten.topk",
-    "aten.unflatten", "aten.constant_pad_nd", "aten.pad", "aten.broadcast_to",
+    "aten.unflatten", "aten.constant_pad_nd", "aten.pad", "aten.broadcast_to", "aten.slice_scatter",
 }  # fmt: skip
+
+
+def _is_listed(node: Node) -> bool:
+    """Whether a value has a size that is one number from some number of tokens on, such as min(k, T)."""
+    if not n.is_tensor(node) or n.is_regular(n.shape_of(node)):
+        return False
+    try:
+        return any(n.is_symbolic(s) and not extent(s).share for s in n.shape_of(node))
+    except Refusal:
+        return False
+
+
+def _settle_sizes(ir: ModelIR) -> None:
+    """Such sizes are their number now: calls that give them are told so, and what they make is inferred again."""
+    changed: set[Node] = set()
+    for node in list(ir.graph.nodes):
+        value = node.meta.get("val")
+        if node.op != "call_function":
+            continue
+        if not isinstance(value, (torch.Tensor, tuple, list)):
+            if isinstance(value, torch.SymInt) and n.is_symbolic(value) and not n.is_regular([value]):
+                _give_number(node)
+            continue
+        if node.target is over_keys:
+            changed.add(node)
+        elif any(x in changed for x in node.all_input_nodes):
+            node.meta["val"] = infer(ir, node.target, values_of(node.args), values_of(node.kwargs))
+            changed.add(node)
+    erase_dead(ir.graph)
+
+
+def _give_number(node: Node) -> None:
+    try:
+        grown = extent(node.meta["val"])
+    except Refusal:
+        return
+    if grown.share:
+        return
+    for user in list(node.users):
+        if isinstance(user.meta.get("val"), (torch.Tensor, tuple, list)):
+            user.args = map_arg(user.args, lambda x: grown.count if x is node else x)
+            user.kwargs = map_arg(user.kwargs, lambda x: grown.count if x is node else x)
 
 
 def _only_queries(dims: Dims) -> int | None:
