@@ -8,7 +8,7 @@ import torch
 
 from autodeploy.ops import OPS
 
-from .errors import CaptureError, calling_line
+from .errors import CaptureError, UnknownAttention, calling_line
 from .hook_state import state, unknown_arguments
 
 
@@ -36,7 +36,7 @@ def attention_forward(
     current = state()
     unknown = unknown_arguments(kwargs)
     if unknown:
-        raise CaptureError(
+        raise UnknownAttention(
             f"[attention] expected arguments of the attention interface, found {', '.join(unknown)} at "
             f"{calling_line()}; no canonical op takes them yet"
         )
@@ -45,7 +45,7 @@ def attention_forward(
     if _knows_no_tokens(query, key):
         others = [x for x in (s_aux, sinks, indices) if x is not None]
         if others or sliding_window:
-            raise CaptureError(
+            raise UnknownAttention(
                 f"[attention] expected scores, a mask and a bias over keys that are no tokens, found more at "
                 f"{calling_line()}; no canonical op takes them"
             )
@@ -111,9 +111,9 @@ def _written_out(
 def _check_shapes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     shapes = f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4 or query.shape[0] != 1:
-        raise CaptureError(f"[attention] expected q, k, v [1, heads, T, width], found {shapes} at {calling_line()}")
+        raise UnknownAttention(f"[attention] expected q, k, v [1, heads, T, width], found {shapes} at {calling_line()}")
     if str(key.shape[2]) != str(query.shape[2]) or str(value.shape[2]) != str(query.shape[2]):
-        raise CaptureError(
+        raise UnknownAttention(
             f"[attention] expected as many keys as tokens, found {shapes} at {calling_line()}; attention over other "
             "keys than the sequence's own tokens has no canonical op yet"
         )

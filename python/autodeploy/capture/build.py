@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """How a model class is found. `model_class`: instead of the auto class; remote code only where it was asked for."""
+    """How a model class is found. `model_class`: instead of the auto class; remote code only where it was asked for.
+
+    `written_out`: attention as the model's own code has it, not through transformers' interface.
+    """
 
     model_class: type[PreTrainedModel] | None = None
     trust_remote_code: bool = False
     code_revision: str | None = None
+    written_out: bool = False
 
 
 def check_config(config: PretrainedConfig) -> None:
@@ -59,7 +63,7 @@ def build(config: PretrainedConfig, options: BuildOptions, dtype: torch.dtype) -
     config = copy.deepcopy(config)
     model = None
     try:
-        model = _instantiate(config, options, dtype, IMPLEMENTATION)
+        model = None if options.written_out else _instantiate(config, options, dtype, IMPLEMENTATION)
     except (KeyError, ValueError) as e:
         if isinstance(e, CaptureError) or not _is_about_implementation(e):
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from . import hooks
 from .build import BuildOptions, build, check_config, fake_parameters, model_files
 from .causal import refuse_encoders
 from .constants import ROOT, wide_constants
-from .errors import CaptureError
+from .errors import CaptureError, UnknownAttention
 from .fold_masks import fold_masks
 from .functionalize import functionalize, stored_placeholders
 from .guards import discharge
@@ -30,6 +31,8 @@ from .tidy import tidy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from .hook_state import HookState
 
 
 def capture(
@@ -61,13 +64,17 @@ def capture(
     shapes = {name: tuple(p.shape) for name, p in _stored_tensors(model)}
     tied = _tied(model)
     fake_parameters(model)
-    prefix = 0
+    unknown = ""
     try:
-        program, notes = export_within_limits(model, files)
-    except PrefixFound as found:
-        prefix = found.length
-    if prefix:  # not where the exception is handled: it would stand behind every error of the second export
-        program, notes = export_within_limits(model, files, prefix)
+        program, notes, prefix = _exported(model, files)
+    except UnknownAttention as error:
+        unknown = str(error)
+    if unknown:  # not where the exception is handled: it would stand behind every error of the second export
+        options = dataclasses.replace(options, written_out=True)
+        model = build(config, options, torch.bfloat16)
+        fake_parameters(model)
+        program, notes, prefix = _exported(model, files)
+        notes.notes.add(f"attention as the model's own code writes it: {unknown}")
     constants = wide_constants(config, options, program, notes.longest, prefix)
     graph = program.graph_module.graph
     facts = _metadata(config)
@@ -94,6 +101,16 @@ def capture(
         ir.report.append(f"the text part of {type(whole).__name__}: {type(model).__name__}")
     verify(ir, ATEN, "capture")
     return ir
+
+
+def _exported(model: PreTrainedModel, files: frozenset[str]) -> tuple[ExportedProgram, HookState, int]:
+    """The exported program, what the hooks noted, and how many tokens the model puts before every sequence."""
+    prefix = 0
+    try:
+        return (*export_within_limits(model, files), prefix)
+    except PrefixFound as found:
+        prefix = found.length
+    return (*export_within_limits(model, files, prefix), prefix)
 
 
 def _stored_tensors(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

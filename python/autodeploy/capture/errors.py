@@ -15,6 +15,10 @@ class CaptureError(ValueError):
     """A model that cannot be captured: `[what] expected, found, what to do`, with the line of the model's source."""
 
 
+class UnknownAttention(CaptureError):
+    """A call of the attention interface that asks for what the hook does not know; the model's own code may."""
+
+
 def calling_line() -> str:
     """ "file.py:123 function" of the model's code that called into a hook, for messages."""
     frame: FrameType | None = sys._getframe(1)

@@ -22,7 +22,7 @@ _ONES = {"ones", "ones_like", "new_ones"}
 def fold_masks(graph: Graph) -> None:
     """`masked_attention` becomes `attention` wherever the mask, if any, is a mask node unchanged by the model.
 
-    What is left (a changed mask, a bias from content, an index list) stays `masked_attention`.
+    A list of keys goes along. What is left (a changed mask, a bias from content) stays `masked_attention`.
 
     Raises:
         CaptureError: a mask under which tokens see nothing is read by attention.
@@ -32,19 +32,19 @@ def fold_masks(graph: Graph) -> None:
         if node.op != "call_function" or node.target is not masked.torch_op:
             continue
         a = masked.bind(node.args, node.kwargs)
-        if a["bias"] is not None or a["indices"] is not None:
+        if a["bias"] is not None:
             continue
         sinks = a["sinks"]
         if sinks is not None and sinks.meta["val"].dim() != 1:
             continue
         kind = _kind(a)
-        if kind is None:
+        if kind is None or (a["indices"] is not None and not kind["causal"]):
             continue
         if kind["window"] < 0:
             raise CaptureError(f"[attention] expected a positive window, found 0 at {node.meta.get('source')}")
         attributes = (a["scale"], kind["causal"], kind["window"], kind["chunk"], a["softcap"])
         with graph.inserting_before(node):
-            operands = (a["q"], a["k"], a["v"], sinks, None, None, None)
+            operands = (a["q"], a["k"], a["v"], sinks, None, None, a["indices"])
             new = graph.call_function(OPS["attention"].torch_op, (*operands, *attributes))
         new._rename("attention")
         new.meta = dict(node.meta)

@@ -12,6 +12,7 @@ from .tables import format_table
 _WAYS = {
     "registry": "by a name that transformers gives",
     "pattern": "found in the graph",
+    "keys": "code over a sequence's own keys, as it is",
     "numbers": "loops recognised by their numbers",
     "author": "the author's own operator",
     "region": "fused regions of pointwise operations",

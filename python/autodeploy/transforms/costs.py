@@ -10,10 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Node
 
 from ..ir import ModelIR
+from ..ir.over_keys import BodyIR, body_of
 from ..ir.region import fused_region, parse_region
 from ..ops import op_of
 from . import nodes as n
@@ -50,6 +52,11 @@ def cost(ir: ModelIR, node: Node) -> dict[str, Any]:
     names = [ir.params[str(x.target)].name for x in node.all_input_nodes if str(x.target) in ir.params]
     if names:
         found["params"] = list(dict.fromkeys(names))
+    for name in node.meta.get("states", ()):
+        _add_state(found, ir.states[name])
+    body = body_of(node)
+    if body is not None:
+        found["flops"], found["flops_per_length"] = _body_flops(body)
     op = op_of(node.target)
     if op is None:
         return found
@@ -63,9 +70,25 @@ def cost(ir: ModelIR, node: Node) -> dict[str, Any]:
         q, v = n.shape_of(a["q"]), n.shape_of(a["v"])
         found["flops_per_length"] = 2 * int(q[1]) * (int(q[2]) + int(v[2]))
         found["window"] = int(a["window"] or a["chunk"] or 0)
-    for name in node.meta.get("states", ()):
-        _add_state(found, ir.states[name])
     return found
+
+
+def _body_flops(body: BodyIR) -> tuple[int, int]:
+    """Operations of a body for one query: those that do not depend on its keys, and those for each key."""
+    queries, blocks = (x.meta["val"].node.expr for x in list(body.graph.nodes)[:2])
+    fixed, per_block = 0, 0
+    for node in body.graph.nodes:
+        value = node.meta["val"]
+        if node.op != "call_function" or not isinstance(value, torch.Tensor) or n.is_view(node):
+            continue
+        each = 2 * n.shape_of(node.args[0])[-1] if n.is_op(node, "aten.matmul", "aten.bmm") else 1
+        count = sympy.Integer(1)
+        for size in (each, *value.shape):
+            count = count * (size if isinstance(size, int) else size.node.expr)
+        count = sympy.expand(count.xreplace({queries: sympy.Integer(1)}))
+        per_block += int(count.coeff(blocks, 1))
+        fixed += int(count.coeff(blocks, 0))
+    return fixed, -(-per_block // body.block)
 
 
 def _add_state(found: dict[str, Any], decl: Any) -> None:

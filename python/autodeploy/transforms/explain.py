@@ -8,6 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from ..ir import ModelIR
+from ..ir.over_keys import body_of
 from ..ir.region import fused_region, parse_region
 from ..ops import op_of
 from . import nodes as n
@@ -61,6 +62,11 @@ def _way(node: Node) -> dict[str, Any]:
     if node.target is fused_region:
         size = len(parse_region(node.kwargs["program"]).nodes)
         return {"op": "region", "kind": "region", "via": "generic", "why": f"{size} pointwise operations"}
+    body = body_of(node)
+    if body is not None:
+        lines = ", ".join(line for line in node.meta.get("covers", ())[:3] if line)
+        return {"op": "over_keys", "kind": "canonical", "via": "keys",
+                "why": f"code over a sequence's own keys in {len(body.graph.nodes)} calls: {lines}"}
     name = n.op_name(node)
     if not name.startswith("aten."):
         return {"op": node.target._schema.name, "kind": "author", "via": "author",
