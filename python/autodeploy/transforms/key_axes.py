@@ -117,6 +117,8 @@ def extent(size: Any) -> Extent:
     at = [size_at(size, k * _MANY) for k in (1, 2)]
     share = Fraction(at[1] - at[0], _MANY).limit_denominator(_FINEST)
     if not share:
+        if any(size_at(size, _MANY + t) != at[0] for t in range(1, 8)):
+            raise Refusal(f"a size of {size.node.expr} for T tokens comes back in turns")
         return Extent(Fraction(0), at[0], _first(lambda t: size_at(size, t) == at[0]))
     whole = _WHOLE * share.denominator
     more = size_at(size, whole) - share * whole

@@ -12,6 +12,7 @@ from autodeploy.testing.compare import relative_error
 from ..ir import ModelIR
 from ..ir.over_keys import BodyIR
 from . import nodes as n
+from .axes import Refusal
 from .base import TransformError
 from .key_axes import extent, size_at
 from .raise_over_keys_tools import is_counted
@@ -89,8 +90,13 @@ class _Feed:
         self.known: dict[Node, Any] = {}
 
     def size(self, size: Any) -> int:
-        if not self.selects and n.is_symbolic(size) and not extent(size).share:
-            return extent(size).count  # lists from other regions have their full length, whatever T is
+        if not self.selects and n.is_symbolic(size):
+            try:
+                grown = extent(size)
+            except Refusal:
+                return size_at(size, self.tokens)
+            if not grown.share:
+                return grown.count  # lists from other regions have their full length, whatever T is
         return size_at(size, self.tokens)
 
     def value(self, x: Node) -> Any:

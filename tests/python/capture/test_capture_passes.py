@@ -9,7 +9,9 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from autodeploy.capture import hooks
 from autodeploy.capture.attention_hook import attention_forward
@@ -250,7 +252,8 @@ def test_attention_takes_no_unknown_argument():
 
 def test_attention_over_other_keys_is_refused():
     module, q, _, _, _ = attention_arguments()
-    k = torch.randn(1, 2, 5, 4)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    q, k = (mode.from_tensor(x, static_shapes=False) for x in (q, torch.randn(1, 2, 5, 4)))
     with capturing(), pytest.raises(CaptureError, match="expected as many keys as tokens"):
         attention_forward(module, q, k, k, None)
 
