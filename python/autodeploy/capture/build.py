@@ -57,7 +57,8 @@ def build(config: PretrainedConfig, options: BuildOptions, dtype: torch.dtype) -
     """The model in evaluation mode: parameters on meta in `dtype`, real buffers, hooks as implementations.
 
     A model whose attention is written out in its own code (it does not ask transformers' attention interface) is built
-    with the implementation "eager", so that the mask it adds is the opaque node too.
+    with the implementation that transformers would choose, "sdpa" where it has it or else "eager": the mask is the
+    opaque node there, too.
     """
     check_config(config)
     config = copy.deepcopy(config)
@@ -68,7 +69,12 @@ def build(config: PretrainedConfig, options: BuildOptions, dtype: torch.dtype) -
         if isinstance(e, CaptureError) or not _is_about_implementation(e):
             raise
     if model is None or not asks_attention_interface(model):
-        model = _instantiate(config, options, dtype, "eager")
+        try:
+            model = _instantiate(config, options, dtype, "sdpa")
+        except (ImportError, KeyError, ValueError) as e:
+            if isinstance(e, CaptureError):
+                raise
+            model = _instantiate(config, options, dtype, "eager")
     model.eval()
     model.requires_grad_(False)
     return model

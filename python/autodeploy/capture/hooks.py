@@ -102,6 +102,13 @@ def _register_implementations() -> None:
         return usual(*args, **kwargs) if state() is None else additive_mask(*args, **kwargs)
 
     ALL_MASK_ATTENTION_FUNCTIONS.register("eager", eager_mask)
+    usual_boolean = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+    @functools.wraps(usual_boolean)
+    def sdpa_mask(*args: Any, **kwargs: Any) -> Any:
+        return usual_boolean(*args, **kwargs) if state() is None else boolean_mask(*args, **kwargs)
+
+    ALL_MASK_ATTENTION_FUNCTIONS.register("sdpa", sdpa_mask)
 
 
 def _skip_packed_sequences() -> None:

@@ -34,7 +34,9 @@ _REDUCTIONS = """
 _log_softmax _softmax all amax amin any argmax argmin argsort cummax cummin cumprod cumsum linalg_vector_norm
 log_softmax logcumsumexp logsumexp max mean median min norm prod softmax sort std sum topk var
 """
-_PRODUCTS = "addbmm addmm baddbmm bmm conv1d convolution dot einsum embedding linear matmul mm mv outer"
+_PRODUCTS = """
+addbmm addmm baddbmm bmm conv1d convolution dot einsum embedding linear matmul mm mv outer scaled_dot_product_attention
+"""
 _NORMS = "batch_norm group_norm layer_norm native_layer_norm rms_norm"
 _INDEXED = "gather index index_add index_put index_select scatter scatter_add scatter_reduce take_along_dim"
 _MAKERS = """

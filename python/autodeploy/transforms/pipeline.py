@@ -18,6 +18,7 @@ from .fuse_regions import FuseRegions
 from .fuse_residual_norm import FuseResidualNorm
 from .fuse_ropes import FuseRopes
 from .manager import Phase, Report, run_phases
+from .name_attention import NameAttention
 from .normal_forms import NormalForms
 from .raise_activations import RaiseActivations
 from .raise_attention import RaiseAttention
@@ -49,6 +50,7 @@ def phases() -> list[Phase]:
             TokenPositions(),
             CleanUp(),
             RaiseAttention(),
+            NameAttention(),
             RaiseMaskedAttention(),
             WriteOutAttention(),
             WriteOutSinks(),

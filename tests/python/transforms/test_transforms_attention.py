@@ -11,8 +11,10 @@ from autodeploy.ops import Batch, Memory
 from autodeploy.transforms import TransformError, run_pipeline
 from autodeploy.transforms.clean_up import CleanUp
 from autodeploy.transforms.cut_tables import CutTables
+from autodeploy.transforms.name_attention import NameAttention
 from autodeploy.transforms.normal_forms import NormalForms
 from autodeploy.transforms.raise_attention import RaiseAttention
+from autodeploy.transforms.raise_masked_attention import RaiseMaskedAttention
 from autodeploy.transforms.token_positions import TokenPositions
 
 mask_op = torch.ops.autodeploy.mask.default
@@ -188,6 +190,40 @@ def test_a_bias_by_distance_is_an_operand(style):
         batch = Batch.of([stop - start], past=[start])
         found.append(run(ir, weights, ids[start:stop], batch.positions(), batch, memory))
     assert torch.allclose(torch.cat(found), expected, atol=1e-4 * float(expected.abs().max()))
+
+
+class _Named(nn.Module):
+    """Attention by PyTorch's own function, with a mask of its own or none."""
+
+    def __init__(self, own_mask: bool):
+        super().__init__()
+        self.own_mask = own_mask
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * HEADS * HEAD)
+        self.head = nn.Linear(HEADS * HEAD, VOCAB)
+
+    def forward(self, input_ids, position_ids):
+        q, k, v = (t.view(1, -1, HEADS, HEAD).transpose(1, 2) for t in self.qkv(self.embed(input_ids)).chunk(3, -1))
+        attend = nn.functional.scaled_dot_product_attention
+        if self.own_mask:
+            places = position_ids[0]
+            seen = (places[None, :] <= places[:, None]) & (places[:, None] - places[None, :] < 5)
+            y = attend(q, k, v, attn_mask=seen[None, None], scale=0.3)
+        else:
+            y = attend(q, k, v, is_causal=True)
+        return self.head(y.transpose(1, 2).reshape(1, -1, HEADS * HEAD))
+
+
+@pytest.mark.parametrize("own_mask", [False, True])
+def test_attention_by_name(own_mask):
+    ir = capture(_Named(own_mask))
+    for transform in (CleanUp(), NormalForms()):
+        transform.run(ir)
+    check(ir, NameAttention())
+    check(ir, RaiseMaskedAttention())
+    (call,) = [n for n in ir.graph.nodes if "autodeploy.attention" in str(n.target)]
+    scale, causal, window = call.args[7:10]
+    assert (scale, causal, window) == ((0.3, True, 5) if own_mask else (HEAD**-0.5, True, 0))
 
 
 class _Counts(nn.Module):
