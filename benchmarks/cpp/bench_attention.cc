@@ -35,6 +35,7 @@ void bench(const KernelEntry& entry, int threads, int64_t hq, int64_t hkv, int64
   spec.max_seq_len = len;
   spec.num_threads = threads;
   std::unique_ptr<Kernel> kernel = entry.make(spec, nullptr);
+  if (!kernel) return;  // serves another form of the op
   if (!kernel) return;
 
   StateMemory memory;
