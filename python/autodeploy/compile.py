@@ -97,6 +97,7 @@ def build(source: Source, *, dump: str | None = None, report: Report = lambda te
     from .transforms import run_pipeline
     from .weights.derive import Derivation, derive
     from .weights.link import link
+    from .weights.unused import describe
 
     if source.kind == "artifact":
         raise ValueError(f"[compile] expected a model, found the artifact {source.path}: it is compiled already")
@@ -118,7 +119,8 @@ def build(source: Source, *, dump: str | None = None, report: Report = lambda te
     wanted = {p.name: p for p in _wanted(ir)}
     constants = {key: (_FORMATS[c.dtype], c.value.contiguous().numpy()) for key, c in ir.constants.items()}
     weights, content = link([wanted[p.name] for p in program.params], constants, derivations[0], source.checkpoint)
-    return Compiled(source, program, weights, content, explain, list(ir.report), steps)
+    notes = list(ir.report) + ([describe(weights.unused)] if weights.unused else [])
+    return Compiled(source, program, weights, content, explain, notes, steps)
 
 
 def _wanted(ir: ModelIR) -> Iterator[ParamInfo]:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output)
     dump = env.DUMP.get() if args.dump is None else Path(args.dump)
     with ProgressLine(enabled=wants_progress()) as line:
-        compile_artifact(
+        notes = compile_artifact(
             args.model,
             out,
             revision=args.revision,
@@ -40,4 +40,6 @@ def run(args: argparse.Namespace) -> int:
         )
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {format_bytes(size)}, written in {time.monotonic() - begin:.1f} s")
+    for note in notes:
+        print(f"note: {note}")
     return 0

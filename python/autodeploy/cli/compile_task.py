@@ -34,12 +34,15 @@ def compile_artifact(
     dump: str | None = None,
     plugins: Sequence[str] = (),
     report: Report = lambda text: None,
-) -> None:
-    """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError."""
+) -> list[str]:
+    """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError.
+
+    Returns what the user should know of it: parts left out, limits, tensors that nothing takes.
+    """
     _check_output(out)
     from autodeploy.compile import compile_model
 
-    compile_model(
+    compiled = compile_model(
         model,
         out,
         revision=revision,
@@ -49,6 +52,7 @@ def compile_artifact(
         plugins=plugins,
         report=report,
     )
+    return compiled.notes
 
 
 def _check_output(out: Path) -> None:

@@ -66,6 +66,7 @@ def states(artifact: Artifact) -> str:
 def weights(artifact: Artifact) -> str:
     """Where each param comes from, and the sources."""
     from autodeploy.weights.formats import stored_bytes
+    from autodeploy.weights.unused import describe
 
     found = artifact.weights
     rows = []
@@ -85,7 +86,7 @@ def weights(artifact: Artifact) -> str:
     report = found.get("report", {})
     lines += [f"note: {note}" for note in report.get("notes", [])]
     if report.get("unused"):
-        lines.append(f"unused tensors ({len(report['unused'])}): {_cut(', '.join(report['unused']))}")
+        lines.append(f"note: {describe(report['unused'])}")
     return "\n".join(lines)
 
 

@@ -171,19 +171,12 @@ def _disagreement(wrong: list[str]) -> str:
 
 def _describe(compiled: Any, result: dict[str, Any]) -> None:
     """What the compiler made: ops, states, ways, and the checkpoint's tensors that nothing takes."""
+    from autodeploy.weights.unused import by_prefix
+
     program = compiled.program
     result["ops"] = dict(collections.Counter(i.op for i in program.instructions))
     result["states"] = dict(collections.Counter(s.kind for s in program.states))
     result["ways"] = dict(collections.Counter(r.get("via", r["kind"]) for r in compiled.explain))
     result["notes"] = compiled.notes
     unused = sorted(compiled.weights.unused)
-    result["unused"] = {"count": len(unused), "prefixes": prefixes(unused), "first": unused[:5]}
-
-
-def prefixes(names: list[str]) -> dict[str, int]:
-    """Counts of names by their first parts: as many parts as tell them apart, at most eight groups."""
-    for depth in (3, 2, 1):
-        counts = collections.Counter(".".join(n.split(".")[:depth]) for n in names)
-        if len(counts) <= 8 or depth == 1:
-            return dict(counts)
-    return {}
+    result["unused"] = {"count": len(unused), "prefixes": by_prefix(unused), "first": unused[:5]}

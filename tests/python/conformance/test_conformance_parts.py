@@ -17,7 +17,6 @@ from autodeploy.conformance.case import Case, all_names, load_facts, make_case, 
 from autodeploy.conformance.checks import NAMES, plans, prompts
 from autodeploy.conformance.fresh import draw_sizes, fresh_cases
 from autodeploy.conformance.render import render
-from autodeploy.conformance.run_case import prefixes
 from autodeploy.conformance.selections import first_tie
 from autodeploy.conformance.store import Store
 from autodeploy.verify.schedule import Feed
@@ -109,11 +108,6 @@ def test_the_page_says_what_passes_and_why_not() -> None:
     assert "refused: [capture] an encoder" in page
     assert "| x+variant | 2 | `vision.` 2 |" in page
     assert "| x | 1 | crash | it died |" in page
-
-
-def test_prefixes_of_unused_tensors() -> None:
-    names = [f"tower.layers.{i}.weight" for i in range(20)] + ["projector.weight"]
-    assert prefixes(names) == {"tower.layers": 20, "projector.weight": 1}
 
 
 class Router(torch.nn.Module):
