@@ -96,7 +96,10 @@ def _as_sum(value: Any, symbol: Any, longest: int | None) -> tuple[Any, int] | N
     constant = (expr - factor * symbol).expand()
     if factor.is_Integer and constant.is_Integer:
         return int(constant), int(factor)
-    first, second = (expr.xreplace({symbol: sympy.Integer(t)}) for t in (1, 2))
+    try:
+        first, second = (expr.xreplace({symbol: sympy.Integer(t)}) for t in (1, 2))
+    except ZeroDivisionError:  # a size told from the others of a tensor that has no elements for few tokens
+        return None
     if longest is None or not (first.is_Integer and second.is_Integer):
         return None
     constant, factor = 2 * first - second, second - first

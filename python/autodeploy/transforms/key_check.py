@@ -30,13 +30,33 @@ def check_body(
     A piece sees no token that follows it, so that a body agrees only where no token looks at a later one, and where
     nothing depends on how many there are.
 
+    Lists of blocks may name those that have begun, or those that are whole: one of both has to agree.
+
     Raises:
         TransformError: they differ.
     """
+    try:
+        _check(ir, walk, members, outputs, body, leaves, begun=body.block)
+    except TransformError:
+        if body.block == 1:
+            raise
+        _check(ir, walk, members, outputs, body, leaves, begun=1)
+
+
+def _check(
+    ir: ModelIR,
+    walk: Any,
+    members: list[Node],
+    outputs: list[Node],
+    body: BodyIR,
+    leaves: list[tuple[Node, str]],
+    begun: int,
+) -> None:
+    """`begun`: tokens of a block after which a list may name it."""
     lengths = {1, 2, 7, body.block + 1, 2 * body.block + 3, body.min_keys + 2}
     selects = any(n.is_op(m, "aten.topk") for m in members)
     for seed, tokens in enumerate(sorted(t for t in lengths if t <= _LONGEST)):
-        feed = _Feed(ir, walk, members, tokens, seed, body.block, selects)
+        feed = _Feed(ir, walk, members, tokens, seed, body.block, begun, selects)
         whole = feed.run(outputs)
         done = 0
         operands = [feed.first(x, role) for x, role in leaves]
@@ -83,9 +103,19 @@ def _is_list(output: Node) -> bool:
 class _Feed:
     """Random numbers for everything that a region reads, for one number of tokens, and its calls run on them."""
 
-    def __init__(self, ir: ModelIR, walk: Any, members: list[Node], tokens: int, seed: int, block: int, selects: bool):
+    def __init__(
+        self,
+        ir: ModelIR,
+        walk: Any,
+        members: list[Node],
+        tokens: int,
+        seed: int,
+        block: int,
+        begun: int,
+        selects: bool,
+    ):
         self.ir, self.walk, self.members, self.tokens, self.selects = ir, walk, members, tokens, selects
-        self.block = block
+        self.block, self.begun = block, begun
         self.generator = torch.Generator().manual_seed(seed)
         self.known: dict[Node, Any] = {}
 
@@ -116,9 +146,10 @@ class _Feed:
         else:
             found = self.random([self.size(s) for s in value.shape], value.dtype)
             if not value.dtype.is_floating_point and value.dtype != torch.bool and n.has_tokens(x):
-                at = self.walk.token_dim(x)  # places are those of keys, or blocks of keys, that are there
+                at = self.walk.token_dim(x)  # places are those of keys, or whole blocks of keys; -1 where there is none
                 shape = [self.tokens if d == at else 1 for d in range(found.dim())]
-                found = found % torch.arange(1, self.tokens + 1).reshape(shape) // self.block
+                whole = ((torch.arange(self.tokens) + self.begun) // self.block).reshape(shape)
+                found = torch.where(whole > 0, found % whole.clamp(min=1), -1)
         self.known[x] = found
         return found
 
