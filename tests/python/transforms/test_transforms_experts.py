@@ -242,3 +242,8 @@ def test_other_loops_are_right_too(mix):
 def test_rows_of_an_expert_must_be_computed_row_by_row():
     with pytest.raises(CaptureError, match=r"expected rows picked for an expert .* found arithmetic with cellindex"):
         captured(seeded(lambda m, x, weights, ids: torch.where(ids == 1)[0] * 2 + x))
+
+
+def test_a_part_of_an_experts_rows_is_refused():
+    with pytest.raises(CaptureError, match="found a part of the selected rows at test_transforms_experts"):
+        captured(seeded(lambda m, x, weights, ids: x[torch.where(ids == 1)[0][:4]]))

@@ -156,7 +156,11 @@ class CellIndex(Unknown):
     to = long = int = contiguous = clone = detach = cpu = flatten = squeeze = view = reshape = _same
 
     def __getitem__(self, index: Any) -> Any:
-        return self if index is Ellipsis or index == slice(None) else (self, index)
+        if index is None:
+            return (self, None)
+        if index is Ellipsis or (isinstance(index, slice) and index == slice(None)):
+            return self
+        return refuse("a part of the selected rows")
 
     def __floordiv__(self, other: Any) -> CellIndex:
         """The token of a cell, of cells that are `other` to a token."""
