@@ -22,6 +22,7 @@ def pointwise(an: Analysis, node: Node, a: dict[str, Any]) -> Axes:
        "aten.zeros_like", "aten.ones_like", "aten.full_like", "aten.empty_like", "aten.dropout",
        "aten.native_dropout")
 def _same(an: Analysis, node: Node, a: dict[str, Any]) -> Axes:
+    no_size_as_number(node)
     return an.of(node.args[0])
 
 

@@ -18,8 +18,7 @@ from .axes import Refusal
 from .base import refuse
 from .key_axes import KEY, QUERY, Dim, Dims, Run, extent, understand
 from .nodes import aten
-from .pointwise import POINTWISE
-from .raise_over_keys_tools import is_counted
+from .raise_over_keys_tools import counts_keys, is_counted
 from .rewrite import Rewriter
 
 _HINTS = {QUERIES: 29, BLOCKS: 31}  # examples for shape reasoning, unlike any likely size
@@ -88,7 +87,7 @@ class BodyBuilder:
         everything += [d for (_, reader), dims in leaves if reader in self.inside for d in dims]
         numbers = [extent(x.meta["val"]).share for m in self.members for x in n.size_inputs(m)
                    if isinstance(x.meta["val"], torch.SymInt) and n.is_symbolic(x.meta["val"])
-                   and n.op_name(m) in POINTWISE]
+                   and counts_keys(m)]
         block = math.lcm(1, *(d.share.denominator for d in everything if d.run is not None),
                          *(share.denominator for share in numbers))
         return block, max((self.walk.region.enough.get(m, 0) for m in self.members), default=0)
@@ -289,7 +288,8 @@ class BodyBuilder:
         if name in ("aten.full", "aten.new_full", "aten.full_like") or name in _FILLED:
             value = a["fill_value"] if "full" in name else _FILLED[name]
             if isinstance(value, Node):
-                return None
+                number = self.call(aten.to.dtype, self._argument(value, node, read), n.dtype_of(node), like=node)
+                return self.call(aten.expand.default, number, self.shape(dims), like=node)
             return self.call(aten.full.default, self.shape(dims), value, like=node, dtype=n.dtype_of(node))
         if name == "aten.arange":
             if a.get("start") not in (0, None) or a.get("step") not in (1, None):

@@ -23,7 +23,7 @@ class RaiseLinear(Transform):
     3. Of addmm, a bias [N] goes into the linear; anything else, and its factors alpha and beta, is written out.
     4. baddbmm, and addmm and linear of two values with tokens, are written out as matmul, mul and add.
     5. aten.embedding, index_select along the first dim that is not 1, and indexing by one tensor in dim 0, of a table
-       without tokens, are `embedding`; dims of a table after the first are one for the look-up.
+       of floats without tokens, are `embedding`; dims of a table after the first are one for the look-up.
     """
 
     name = "raise_linear"
@@ -92,8 +92,8 @@ def _addmm(r: Rewriter, node: Node, a: dict[str, Any]) -> Node | None:
 
 
 def _look_up(r: Rewriter, node: Node, table: Node, ids: Node) -> Node | None:
-    if n.has_tokens(table) or not n.has_tokens(ids) or not n.rank(table):
-        return None
+    if n.has_tokens(table) or not n.has_tokens(ids) or not n.rank(table) or not n.dtype_of(table).is_floating_point:
+        return None  # a table of numbers to count with is read by the generic index_select
     shape = list(n.shape_of(table))
     flat = table
     if len(shape) != 2:

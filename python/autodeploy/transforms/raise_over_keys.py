@@ -14,8 +14,7 @@ from .base import Transform, TransformError, refuse
 from .key_axes import KEY, QUERY, STATIC, Dim, Dims, Region, Run, extent, understand
 from .key_bodies import BodyBuilder
 from .key_check import check_body
-from .pointwise import POINTWISE
-from .raise_over_keys_tools import is_counted
+from .raise_over_keys_tools import counts_keys, is_counted
 from .rewrite import Rewriter, erase_dead, infer, replace, sort_graph, values_of
 from .token_axis import step
 
@@ -88,8 +87,8 @@ class _Walk:
         else:
             self.why[node] = self.why[inside[0]]
         try:
-            counts = bool(n.size_inputs(node)) and n.op_name(node) not in _WITH_SIZES
-            if counts and n.op_name(node) not in POINTWISE:
+            counts = counts_keys(node)
+            if n.size_inputs(node) and not counts and n.op_name(node) not in _WITH_SIZES:
                 raise Refusal("it computes with the number of tokens, which is another number in every step")
             dims = understand(self.region, node, self.outside)
         except Refusal as refusal:

@@ -6,6 +6,7 @@ from torch.fx import Node
 
 from ..ir import ModelIR
 from . import nodes as n
+from .pointwise import POINTWISE
 
 
 def is_counted(ir: ModelIR, x: Node) -> bool:
@@ -23,3 +24,13 @@ def is_counted(ir: ModelIR, x: Node) -> bool:
                 return False
         stack.extend(n.tensor_inputs(node))
     return found
+
+
+def counts_keys(node: Node) -> bool:
+    """Whether a call computes with a number made from sizes."""
+    if n.op_name(node) in POINTWISE:
+        return bool(n.size_inputs(node))
+    if n.op_name(node) not in ("aten.full", "aten.new_full", "aten.full_like"):
+        return False
+    value = n.bound(node)["fill_value"]
+    return isinstance(value, Node) and not n.is_tensor(value)
