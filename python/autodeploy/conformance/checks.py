@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from autodeploy.verify.reference import Expected, expect
 from autodeploy.verify.report import Check, Report, Wrong
 from autodeploy.verify.schedule import Feed, PlannedStep, ragged, whole_prompts
 
+from .doubts import Doubts, Judged
 from .selections import first_tie
 
 NEW_TOKENS = 48
@@ -41,30 +41,20 @@ NAMES = {
 }
 
 
-@dataclass
-class Judged:
-    """A check's result; `selections` counts rows that differ behind a tie within the reference's own selections."""
-
-    check: Check
-    selections: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.check.ok
-
-    def to_json(self) -> dict[str, Any]:
-        c = self.check
-        wrong = [[w.request, w.position, w.what] for w in c.wrong[:3]]
-        return {
-            "ok": self.ok,
-            "rows": c.rows,
-            "tokens": c.tokens,
-            "ties": c.ties,
-            "selection_ties": self.selections,
-            "worst_error": float(min(c.worst_error, 1e30)),
-            "wrong": len(c.wrong),
-            "first_wrong": wrong,
-        }
+def to_json(judged: Judged) -> dict[str, Any]:
+    """A check's result as a row of the report needs it."""
+    c = judged.check
+    return {
+        "ok": judged.ok,
+        "rows": c.rows,
+        "tokens": c.tokens,
+        "ties": c.ties,
+        "selection_ties": judged.selections,
+        "roundings": judged.roundings,
+        "worst_error": float(min(c.worst_error, 1e30)),
+        "wrong": len(c.wrong),
+        "first_wrong": [[w.request, w.position, w.what] for w in c.wrong[:3]],
+    }
 
 
 def prompts(vocab_size: int, longest: int | None, seed: int) -> list[tuple[list[int], int]]:
@@ -112,45 +102,18 @@ def plans(feeds: Sequence[Feed]) -> dict[str, list[PlannedStep]]:
     }
 
 
-def judge_steps(
-    artifact: Artifact, expected: Sequence[Expected], model: torch.nn.Module
-) -> tuple[dict[str, Judged], list[str]]:
+def judge_steps(artifact: Artifact, doubts: Doubts) -> tuple[dict[str, Judged], list[str]]:
     """Checks a to d on the runtime, and where one fails, what is to blame."""
+    expected = doubts.expected
     steps = plans([e.feed for e in expected])
     limits = limits_of([s for planned in steps.values() for s in planned])
     report = Report("", str(artifact.path))
     judged = {}
-    ties: dict[int, int | None] = {}
     for letter, planned in steps.items():
-        backend = RuntimeBackend(artifact.path, limits)
-        check = run_check(report, NAMES[letter], backend, planned, expected)
-        judged[letter] = _forgive(check, expected, model, ties)
-    blame = []
+        check = run_check(report, NAMES[letter], RuntimeBackend(artifact.path, limits), planned, expected)
+        judged[letter] = doubts.judge(check, tokens_only=letter != "a")
     bad = next((letter for letter, j in judged.items() if not j.ok), None)
-    if bad is not None:
-        blame = _blame(artifact, expected, steps[bad], limits)
-    return judged, blame
-
-
-def _forgive(check: Check, expected: Sequence[Expected], model: torch.nn.Module, ties: dict[int, int | None]) -> Judged:
-    """Takes wrong rows behind a tie in the reference's selections for ties; `ties` keeps what was found per request.
-
-    A check that is left with fewer than half of its rows says too little, and stays wrong.
-    """
-    for request in {w.request for w in check.wrong} - set(ties):
-        ties[request] = first_tie(model, expected[request].feed.tokens)
-
-    def tied(w: Wrong) -> bool:
-        tie = ties[w.request]
-        return tie is not None and w.position >= tie
-
-    left = [w for w in check.wrong if not tied(w)]
-    rows = len({(w.request, w.position) for w in check.wrong if tied(w)})
-    if rows > check.rows // 2:
-        found = f"{rows} of {check.rows} rows differ behind a tie in the model's own selections: take another seed"
-        left.append(Wrong(0, 0, found))
-    check.wrong[:] = left
-    return Judged(check, rows)
+    return judged, [] if bad is None else _blame(artifact, expected, steps[bad], limits)
 
 
 def _blame(
@@ -166,10 +129,11 @@ def _blame(
     return lines
 
 
-def judge_engine(artifact: Artifact, expected: Sequence[Expected]) -> Judged:
+def judge_engine(artifact: Artifact, doubts: Doubts) -> Judged:
     """Check e: the tokens that the engine makes by itself. Behind a tie it is not followed."""
     from autodeploy.llm import LLM, SamplingParams
 
+    expected = doubts.expected
     check = Check(NAMES["e"], tolerance=LOGITS_TOLERANCE)
     longest = max(len(e.feed.prompt) + len(e.feed.following) for e in expected)
     params = [
@@ -201,14 +165,9 @@ def judge_engine(artifact: Artifact, expected: Sequence[Expected]) -> Judged:
                 else:
                     check.wrong.append(Wrong(request, position, f"expected token {right}, found {token}"))
                 break
-    return Judged(check)
+    return doubts.judge(check, tokens_only=True)
 
 
 def _gap(logits: np.ndarray) -> float:
     second, first = np.sort(logits)[-2:]
     return float(first - second) / (float(np.abs(logits).max()) or 1.0)
-
-
-def forgive_engine(judged: Judged, expected: Sequence[Expected], model: torch.nn.Module) -> Judged:
-    """As for the other checks: a token that differs behind a tie in the model's own selections is a tie."""
-    return _forgive(judged.check, expected, model, {})

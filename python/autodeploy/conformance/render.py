@@ -39,7 +39,7 @@ def render(results: Mapping[str, Result], fresh: Sequence[Result] = ()) -> str:
         "## Variants",
         _table({n: r for n, r in results.items() if "+" in n}),
         "## What fails, and why",
-        _failures({n: r for n, r in results.items() if "+" in n or kinds[n] == TEXT}),
+        _failures({n: r for n, r in results.items() if "+" in n or kinds[n] == TEXT}, facts["remarks"]),
         "## Entries of other kinds",
         _others({n: r for n, r in results.items() if kinds[n] != TEXT}, kinds),
     ]
@@ -58,8 +58,9 @@ def _legend() -> str:
         f"\nPrompts of {', '.join(map(str, LENGTHS))} tokens go on for {NEW_TOKENS} greedy tokens, one of {LONG} is "
         "prefilled. Logits are right within 1e-4 of the largest; another token than the reference's is wrong unless "
         "the reference's two best are closer than that, which counts as a tie, as does what follows a tie within the "
-        "model's own selections (experts, index keys). Compile seconds are processor seconds in a warm process, on "
-        "one core."
+        "model's own selections (experts, index keys). In (b) to (e), where tokens count, logits may be further off "
+        "where the reference's own in float32 are that far from those in float64 (counted as roundings). Compile "
+        "seconds are processor seconds in a warm process, on one core."
     )
     return "\n".join(lines)
 
@@ -80,6 +81,7 @@ def _summary(
         ("compile seconds, median", f"{statistics.median(seconds):.1f}" if seconds else "-"),
         ("compile seconds, largest", f"{max(seconds):.1f}" if seconds else "-"),
         ("ties followed", sum(_ties(r) for r in results.values())),
+        ("rows within the reference's own rounding", sum(_roundings(r) for r in results.values())),
         ("versions", ", ".join(f"{k} {v}" for k, v in next(iter(results.values()))["versions"].items())),
     ]
     if fresh:
@@ -114,6 +116,10 @@ def _ties(r: Result) -> int:
     return sum(c["ties"] + c["selection_ties"] for c in r.get("checks", {}).values())
 
 
+def _roundings(r: Result) -> int:
+    return sum(c.get("roundings", 0) for c in r.get("checks", {}).values())
+
+
 def _seconds(r: Result) -> str:
     seconds = r.get("seconds", {}).get("compile cpu")
     return f"{seconds:.1f}" if seconds is not None else ""
@@ -133,10 +139,10 @@ def reason(r: Result) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
-def _failures(results: Mapping[str, Result]) -> str:
+def _failures(results: Mapping[str, Result], remarks: Mapping[str, str]) -> str:
     failed = [(n, r) for n, r in sorted(results.items()) if r["status"] != "pass"]
-    rows = [(n, r.get("stage", ""), r["status"], reason(r)) for n, r in failed]
-    return _rows(("type", "stage", "status", "reason"), rows) if rows else "Nothing."
+    rows = [(n, r.get("stage", ""), r["status"], remarks.get(n, ""), reason(r)) for n, r in failed]
+    return _rows(("type", "stage", "status", "why", "what was found"), rows) if rows else "Nothing."
 
 
 def _others(results: Mapping[str, Result], kinds: Mapping[str, str]) -> str:
@@ -153,7 +159,8 @@ def _fresh(results: Sequence[Result]) -> str:
         counts.setdefault(r["name"], []).append(r)
     lines = [
         f"{len(results)} cases of {len(counts)} types with sizes and seeds of their own; "
-        f"{sum(r['status'] == 'pass' for r in results)} pass, with {sum(_ties(r) for r in results)} ties followed."
+        f"{sum(r['status'] == 'pass' for r in results)} pass, with {sum(_ties(r) for r in results)} ties followed "
+        f"and {sum(_roundings(r) for r in results)} rows within the reference's own rounding."
     ]
     bad = [r for r in results if r["status"] != "pass"]
     if bad:

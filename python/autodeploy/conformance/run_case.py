@@ -92,7 +92,8 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
     from autodeploy.verify.checks import trusted_way
     from autodeploy.verify.reference import load_reference
 
-    from .checks import expectations, forgive_engine, judge_engine, judge_steps, prompts
+    from .checks import expectations, judge_engine, judge_steps, prompts, to_json
+    from .doubts import Doubts
 
     checkpoint, out = folder / "checkpoint", folder / "artifact"
     with stages("build"):
@@ -115,13 +116,12 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
         expected, wrong = expectations(model, asked, trusted)
         if wrong:
             raise _Ended(FAIL, _disagreement(wrong))
+    doubts = Doubts(model, expected)
     with stages("run"):
-        judged, blame = judge_steps(artifact, expected, model)
-        result["checks"] = {letter: j.to_json() for letter, j in judged.items()}
-        result["blame"] = blame
+        judged, result["blame"] = judge_steps(artifact, doubts)
+        result["checks"] = {letter: to_json(j) for letter, j in judged.items()}
     with stages("engine"):
-        engine = forgive_engine(judge_engine(artifact, expected), expected, model)
-        result["checks"]["e"] = engine.to_json()
+        result["checks"]["e"] = to_json(judge_engine(artifact, doubts))
     wrong = [letter for letter, check in result["checks"].items() if not check["ok"]]
     result["status"] = FAIL if wrong else PASS
     if wrong:

@@ -132,7 +132,9 @@ class _Rules:
                 continue
             kind = name.split("_")[0]
             outside = isinstance(value, int) and value >= self.fields["vocab_size"]
-            if isinstance(value, int) and not isinstance(value, bool) and (outside or kind == "eos"):
+            if isinstance(value, int) and any(part in name for part in ("image", "video", "audio", "vision")):
+                new[name] = 2 * self.fields["vocab_size"]  # a place for what is no text, which no text holds
+            elif isinstance(value, int) and not isinstance(value, bool) and (outside or kind == "eos"):
                 new[name] = {"pad": 0, "bos": 1, "eos": 2}.get(kind, 3)
             elif isinstance(value, (list, tuple)) and value:
                 new[name] = [2]

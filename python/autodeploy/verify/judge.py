@@ -30,7 +30,7 @@ def judge(
         worst = int(np.argmax(np.nan_to_num(np.abs(found - expected), nan=np.inf)))
         what = f"logits differ by {error:.3g} of the largest, most that of token {worst}: "
         what += f"expected {expected[worst]:.6g}, found {found[worst]:.6g}"
-        check.wrong.append(Wrong(request, position, what))
+        check.wrong.append(Wrong(request, position, what, error))
     if not predicts:
         return
     check.tokens += 1

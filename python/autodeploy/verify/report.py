@@ -8,11 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Wrong:
-    """One wrong result: which request and token, and what differs."""
+    """One wrong result: which request and token, and what differs; `error` of logits, as `Check.worst_error`."""
 
     request: int
     position: int
     what: str
+    error: float | None = None
 
 
 @dataclass

@@ -25,7 +25,7 @@ from autodeploy.verify.stable_topk import StableTopk
 
 def test_facts_name_entries_that_there_are() -> None:
     facts, names = load_facts(), set(all_names())
-    for group in ("kinds", "references", "wrappers", "sample", "listed"):
+    for group in ("kinds", "references", "remarks", "wrappers", "sample", "listed"):
         assert set(facts[group]) <= names, group
     assert all(entry["trusted"] in ("whole", "cache") and entry["reason"] for entry in facts["references"].values())
     assert not set(facts["wrappers"]) & set(mapping_names())
@@ -104,7 +104,7 @@ def test_the_page_says_what_passes_and_why_not() -> None:
     page = render(results, [result("x", status="crash", reason="it died")])
     assert "**1** of 2" in page
     assert "| x | `Classx` | attention 2, generic 3 | ok | ok | ok | ok | ok | 5 | 1.2 |" in page
-    assert "| y | run | fail | a wrong: in modeling_y.py:3 |" in page
+    assert "| y | run | fail |  | a wrong: in modeling_y.py:3 |" in page
     assert "refused: [capture] an encoder" in page
     assert "| x+variant | 2 | `vision.` 2 |" in page
     assert "| x | 1 | crash | it died |" in page

@@ -1,0 +1,100 @@
+"""Whether a row that differs from the reference is wrong, or the reference itself leaves room for it.
+
+Two things do: a tie within the model's own selections (see `selections`), behind which everything may differ, and a
+model that is so sensitive that two orders of additions differ by more than the tolerance. How sensitive it is, the
+reference tells: its pass in float32 is that far from its pass in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from autodeploy.testing.compare import relative_error
+from autodeploy.verify.reference import Expected
+from autodeploy.verify.report import Check, Wrong
+from autodeploy.verify.stable_topk import StableTopk
+
+from .selections import first_tie
+
+# Two float32 passes, each with an error of its own, against one error that was measured.
+_ROUNDINGS = 3.0
+# A pass in float64 that is further away than this went another way: it says nothing about rounding.
+_MOST = 1e-3
+
+
+@dataclass
+class Judged:
+    """A check's result without the rows that are not to be judged: `selections` of them lie behind a tie within the
+    reference's own selections, `roundings` have the right token, and logits within the reference's own rounding."""
+
+    check: Check
+    selections: int = 0
+    roundings: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.check.ok
+
+
+@dataclass
+class Doubts:
+    """What is asked of the reference where something differs; each question once per request."""
+
+    model: torch.nn.Module
+    expected: Sequence[Expected]
+    _ties: dict[int, int | None] = field(default_factory=dict)
+    _roundings: dict[int, float] = field(default_factory=dict)
+
+    def first_tie(self, request: int) -> int | None:
+        """The first token with a tie in a selection, or None."""
+        if request not in self._ties:
+            self._ties[request] = first_tie(self.model, self.expected[request].feed.tokens)
+        return self._ties[request]
+
+    def rounding(self, request: int) -> float:
+        """Largest error of a row of the reference's logits against its own pass in float64; 0 where it says nothing."""
+        if request not in self._roundings:
+            e = self.expected[request]
+            try:
+                wide = _logits_in_float64(self.model, e.feed.tokens)
+            except RuntimeError:  # code that insists on float32
+                error = 0.0
+            else:
+                error = max(relative_error(a, b) for a, b in zip(e.logits, wide.numpy(), strict=True))
+            self._roundings[request] = error if error <= _MOST else 0.0
+        return self._roundings[request]
+
+    def judge(self, check: Check, tokens_only: bool) -> Judged:
+        """Takes out of `check` what is not wrong for certain.
+
+        tokens_only: its logits need not agree within the tolerance where the reference's own do not either. A check of
+        which fewer than half of the rows are left says too little, and stays wrong.
+        """
+        selections, roundings, left = set(), set(), []
+        for w in check.wrong:
+            tie = self.first_tie(w.request)
+            if tie is not None and w.position >= tie:
+                selections.add((w.request, w.position))
+            elif tokens_only and w.error is not None and w.error <= _ROUNDINGS * self.rounding(w.request):
+                roundings.add((w.request, w.position))
+            else:
+                left.append(w)
+        if len(selections) > check.rows // 2:
+            found = f"{len(selections)} of {check.rows} rows differ behind a tie in the model's own selections"
+            left.append(Wrong(0, 0, f"{found}: take another seed"))
+        check.wrong[:] = left
+        return Judged(check, len(selections), len(roundings))
+
+
+@torch.no_grad()
+def _logits_in_float64(model: torch.nn.Module, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits [n, V] of a pass in float64."""
+    wide = copy.deepcopy(model).double()
+    if hasattr(wide, "set_experts_implementation"):
+        wide.set_experts_implementation("eager")  # others know no float64
+    with StableTopk():
+        return wide(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
