@@ -149,11 +149,11 @@ def _check_body(program: Program, body: Body, where: str) -> None:
                 raise ArtifactError(f"[{here}] expected a whole fixed input for {rule.name}, found another operand")
     if not body.outputs:
         raise ArtifactError(f"[{where}] expected at least one output")
-    for v in body.outputs:
-        _index(v, len(body.values), f"{where}.outputs", "value")
-        if v not in written:
-            raise ArtifactError(f"[{where}.outputs] value {v} is never written")
-        shape = body.values[v].shape
+    for output in body.outputs:
+        _index(output, len(body.values), f"{where}.outputs", "value")
+        if output not in written:
+            raise ArtifactError(f"[{where}.outputs] value {output} is never written")
+        shape = body.values[output].shape
         if not shape or parse_dim(shape[0])[1] != "N" or not all(isinstance(d, int) for d in shape[1:]):
             raise ArtifactError(f"[{where}.outputs] expected the shape [N, ...], found {list(shape)}")
 
