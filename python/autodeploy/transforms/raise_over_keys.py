@@ -8,6 +8,7 @@ from torch.fx.node import map_arg
 
 from ..ir import ModelIR
 from ..ir.over_keys import over_keys
+from . import key_rules  # noqa: F401  (its rules are those of key_axes)
 from . import nodes as n
 from .axes import TOKENS, Analysis, Refusal
 from .base import Transform, TransformError, refuse
