@@ -74,7 +74,7 @@ std::vector<py::array> set_inputs(Executor& executor, const py::dict& inputs, in
 py::dict run_step(Runner& runner, const Array<int64_t>& token_ids, const Array<int64_t>& positions,
                   const Array<int32_t>& query_start, const Array<int32_t>& kv_len, const Array<int32_t>& slot,
                   const Array<uint8_t>& has_state, const Array<int32_t>& rows, const py::dict& inputs,
-                  const std::vector<int32_t>& taps, const Array<int32_t>& prompt_len) {
+                  const std::vector<int32_t>& taps, const std::optional<Array<int32_t>>& prompt_len) {
   Executor& executor = runner.executor();
   const int32_t num_values = static_cast<int32_t>(executor.program().values.size());
   std::vector<bool> tapped(static_cast<size_t>(num_values));
@@ -83,10 +83,11 @@ py::dict run_step(Runner& runner, const Array<int64_t>& token_ids, const Array<i
              num_values, ", found ", v);
     tapped[static_cast<size_t>(v)] = true;
   }
-  const StepBatch& batch = runner.prepare(
-      {to_vector(token_ids, "token_ids"), to_vector(positions, "positions"),
-       to_vector(query_start, "query_start"), to_vector(kv_len, "kv_len"), to_vector(slot, "slot"),
-       to_vector(has_state, "has_state"), to_vector(rows, "rows"), to_vector(prompt_len, "prompt_len")});
+  const StepBatch& batch =
+      runner.prepare({to_vector(token_ids, "token_ids"), to_vector(positions, "positions"),
+                      to_vector(query_start, "query_start"), to_vector(kv_len, "kv_len"),
+                      to_vector(slot, "slot"), to_vector(has_state, "has_state"), to_vector(rows, "rows"),
+                      prompt_len ? to_vector(*prompt_len, "prompt_len") : std::vector<int32_t>()});
   const auto kept = set_inputs(executor, inputs, batch.num_tokens, batch.num_rows);
 
   std::vector<std::pair<int32_t, TensorView>> seen;
@@ -144,7 +145,7 @@ Raises ValueError, OSError or MemoryError.)")
       .def("step", &run_step, py::arg("token_ids"), py::arg("positions"), py::arg("query_start"),
            py::arg("kv_len"), py::arg("slot"), py::arg("has_state"), py::arg("rows"),
            py::arg("inputs") = py::dict(), py::arg("taps") = std::vector<int32_t>{},
-           py::arg("prompt_len") = Array<int32_t>(0),
+           py::arg("prompt_len") = py::none(),
            R"(Runs one step.
 
 token_ids, positions: [T]. query_start: [B+1]. kv_len: [B], tokens in the caches after the step. slot: [B], cache slots in

@@ -212,7 +212,8 @@ def _window(s: Site) -> None:
         if t is not None:
             s.need_dtype(t, x.dtype)
     s.need_shape(s.results[0], (x.shape[0], len(back), x.shape[1]))
-    s.need_state((max(back), x.shape[1]), x.dtype)
+    kept = ("act", "f32") if x.dtype in ("act", "f32") else (x.dtype,)
+    s.need_state((max(back), x.shape[1]), *kept)
 
 
 def _same_dtype(s: Site) -> None:
