@@ -60,7 +60,7 @@ OPS: dict[str, OpSpec] = {
         ("M* H", "M* H"),
         {"eps": "float"},
     ),
-    "rope": OpSpec((In("x", "T Hn D"), In("cos", "T R2"), In("sin", "T R2")), ("T Hn D",), {"interleaved": "bool"}),
+    "rope": OpSpec((In("x", "N Hn D"), In("cos", "N R2"), In("sin", "N R2")), ("N Hn D",), {"interleaved": "bool"}),
     "expert_linear": OpSpec(
         (
             In("x", "Sx K"),

@@ -56,16 +56,9 @@ class Doubts:
         return self._ties[request]
 
     def rounding(self, request: int) -> float:
-        """Largest error of a row of the reference's logits against its own pass in float64; 0 where it says nothing."""
+        """How far the reference's logits may be off by rounding (see `rounding`)."""
         if request not in self._roundings:
-            e = self.expected[request]
-            try:
-                wide = _logits_in_float64(self.model, e.feed.tokens)
-            except RuntimeError:  # code that insists on float32
-                error = 0.0
-            else:
-                error = max(relative_error(a, b) for a, b in zip(e.logits, wide.numpy(), strict=True))
-            self._roundings[request] = error if error <= _MOST else 0.0
+            self._roundings[request] = rounding(self.model, self.expected[request])
         return self._roundings[request]
 
     def judge(self, check: Check, tokens_only: bool) -> Judged:
@@ -79,7 +72,7 @@ class Doubts:
             tie = self.first_tie(w.request)
             if tie is not None and w.position >= tie:
                 selections.add((w.request, w.position))
-            elif tokens_only and w.error is not None and w.error <= _ROUNDINGS * self.rounding(w.request):
+            elif tokens_only and w.error is not None and w.error <= self.rounding(w.request):
                 roundings.add((w.request, w.position))
             else:
                 left.append(w)
@@ -88,6 +81,19 @@ class Doubts:
             left.append(Wrong(0, 0, f"{found}: take another seed"))
         check.wrong[:] = left
         return Judged(check, len(selections), len(roundings))
+
+
+def rounding(model: torch.nn.Module, expected: Expected) -> float:
+    """How far another order of additions may be from the reference's logits, as a part of the largest of a row.
+
+    Three times the largest error of its float32 pass against its own pass in float64; 0 where that says nothing.
+    """
+    try:
+        wide = _logits_in_float64(model, expected.feed.tokens)
+    except RuntimeError:  # code that insists on float32
+        return 0.0
+    error = max(relative_error(a, b) for a, b in zip(expected.logits, wide.numpy(), strict=True))
+    return _ROUNDINGS * error if error <= _MOST else 0.0
 
 
 @torch.no_grad()
