@@ -51,7 +51,7 @@ class OneOp:
             self.program.outputs[f"out{i}"] = out
 
     def write(self, folder: Path) -> Path:
-        arrays = {name: (FORMATS[x.dtype], as_array(x)) for name, x in self.params.items()}
+        arrays = {name: (FORMATS[x.dtype], x.contiguous().numpy()) for name, x in self.params.items()}
         content, source, stored = pack_constants(arrays, 0)
         weights = WeightProgram(sources=[source], tensors=stored)
         for name, x in self.params.items():
