@@ -81,12 +81,17 @@ def _whole(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]
 
 @contextlib.contextmanager
 def _forgetting(model: torch.nn.Module) -> Iterator[None]:
-    """Modules have the attributes and buffers that they had, so that a prompt is run as if it were the first."""
+    """Modules have the attributes and buffers that they had, so that a prompt is run as if it were the first.
+
+    A model that writes its parameters at its first call keeps what it notes of that: they are written once.
+    """
     before = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    versions = [p._version for p in model.parameters()]
     try:
         yield
     finally:
-        for module, attributes, buffers in before:
+        written = versions != [p._version for p in model.parameters()]
+        for module, attributes, buffers in before if not written else ():
             vars(module).clear()
             vars(module).update(attributes)
             module._buffers.clear()
