@@ -41,7 +41,7 @@ def render(results: Mapping[str, Result], fresh: Sequence[Result] = ()) -> str:
         "## What fails, and why",
         _failures({n: r for n, r in results.items() if "+" in n or kinds[n] == TEXT}, facts["remarks"]),
         "## Entries of other kinds",
-        _others({n: r for n, r in results.items() if kinds[n] != TEXT}, kinds),
+        _others({n: r for n, r in results.items() if kinds[n] != TEXT}, kinds, facts["remarks"]),
     ]
     if fresh:
         parts += ["## Generated cases", _fresh(fresh)]
@@ -146,11 +146,11 @@ def _failures(results: Mapping[str, Result], remarks: Mapping[str, str]) -> str:
     return _rows(("type", "stage", "status", "why", "what was found"), rows) if rows else "Nothing."
 
 
-def _others(results: Mapping[str, Result], kinds: Mapping[str, str]) -> str:
+def _others(results: Mapping[str, Result], kinds: Mapping[str, str], remarks: Mapping[str, str]) -> str:
     rows = []
     for name, r in sorted(results.items()):
-        said = f"passes: {_ops(r)}" if r["status"] == "pass" else f"{r['status']}: {reason(r)}"
-        rows.append((name, f"`{r['class']}`", kinds[name], said))
+        said = f"passes: {_ops(r)}" if r["status"] == "pass" else f"{r['status']}: {remarks.get(name) or reason(r)}"
+        rows.append((name, f"`{r['class']}`" if r["class"] else "", kinds[name], said))
     return _rows(("type", "class", "kind", "the compiler says"), rows)
 
 

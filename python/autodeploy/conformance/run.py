@@ -55,6 +55,8 @@ def conformance(options: Options) -> tuple[int, list[Result]]:
         _write_page(store, options.doc or DOC)
         return 0, []
     cases = _cases(options)
+    if options.fresh:
+        store.remember(LABEL, cases)
     results = _run(cases, store, options)
     facts = load_facts()
     listed = set() if options.overrides or options.seed else set(facts["listed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,17 @@ class Store:
         """The last result of this case, whatever it was made with."""
         return self._read(self.results / case.file_name)
 
+    def remember(self, label: str, cases: Sequence[Case]) -> None:
+        """Notes which cases the last run of this label was of."""
+        (self.root / f"{label}.json").write_text(json.dumps([c.file_name for c in cases]), encoding="utf-8")
+
     def labelled(self, label: str) -> list[Result]:
-        """All results of generated cases."""
-        found = (self._read(path) for path in sorted(self.results.glob(f"{label}-*.json")))
+        """Results of the last run of this label."""
+        try:
+            names = json.loads((self.root / f"{label}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        found = (self._read(self.results / str(name)) for name in names)
         return [r for r in found if r is not None]
 
     def save(self, case: Case, result: Result) -> None:

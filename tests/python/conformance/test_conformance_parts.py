@@ -73,6 +73,9 @@ def test_store_finds_what_it_saved_and_nothing_stale(tmp_path: Path) -> None:
     store.save(case, {"status": "pass", "key": "of other sources"})
     assert store.find(case) is None
     assert store.find(case, keep_passes=True) is not None
+    assert store.labelled("some") == []
+    store.remember("some", [case, make_case(case.name, 1)])
+    assert [r["key"] for r in store.labelled("some")] == ["of other sources"]
     (store.results / case.file_name).write_text("{")
     assert store.latest(case) is None
 
