@@ -6,6 +6,7 @@ from ..ir import ModelIR
 from ..ir.dialect import CANONICAL
 from ..ir.region import FUSED
 from .base import Transform
+from .choose_experts import ChooseExperts
 from .clean_up import CleanUp
 from .common_subexpressions import CommonSubexpressions
 from .cut_tables import CutTables
@@ -55,6 +56,7 @@ def phases() -> list[Phase]:
             WriteOutAttention(),
             WriteOutSinks(),
             RaiseOverKeys(),
+            ChooseExperts(),
             CutTables(),
             TokenMajor(),              # proves the token axis on the way
             CleanUp(),
