@@ -135,23 +135,24 @@ void run(int threads, int64_t tokens, Isa isa, int64_t share) {
     // The recurrence itself: h and y take one multiplication and addition each.
     bench("ssd heads of 64 x 128, 80", c, make_ssd, isa, pool, count * h * p * n * 4);
   }
-  {
+  for (const bool per_channel : {false, true}) {
     const int64_t hk = 16 / share, hv = 32 / share, d = 128;
     Case c;
     c.tokens = tokens;
     for (int64_t heads : {hk, hk, hv}) c.add(random_tensor(random, {tokens, heads, d}));
+    using Shape = std::vector<int64_t>;
+    c.add(random_tensor(random, per_channel ? Shape{tokens, hv, d} : Shape{tokens, hv}));
     c.add(random_tensor(random, {tokens, hv}));
-    c.add(random_tensor(random, {tokens, hv}));
-    for (int64_t i = 0; i < tokens * hv; ++i) {
+    for (int64_t i = 0; i < tokens * hv * (per_channel ? d : 1); ++i)
       c.in[3][i] = -0.1f * std::abs(c.in[3][i]);
-      c.in[4][i] = 1.0f / (1.0f + std::exp(c.in[4][i]));
-    }
+    for (int64_t i = 0; i < tokens * hv; ++i) c.in[4][i] = 1.0f / (1.0f + std::exp(c.in[4][i]));
     c.spec.attrs.set("scale", 0.0883883);
     c.spec.attrs.set("l2norm", true);
     c.spec.attrs.set("eps", 1e-6);
     c.finish("gated_delta_rule", {tokens, hv, d}, {hv, d, d}, threads);
     // k S, the correction of S, and q S.
-    bench("gated_delta_rule heads of 128, 32", c, make_gated_delta_rule, isa, pool, count * hv * d * d * 6);
+    bench(per_channel ? "gated_delta_rule by channel, heads of 128, 32" : "gated_delta_rule heads of 128, 32",
+          c, make_gated_delta_rule, isa, pool, count * hv * d * d * 6);
   }
   {
     const int64_t h = 64 / share, d = 128;

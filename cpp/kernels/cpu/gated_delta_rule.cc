@@ -41,6 +41,7 @@ struct DeltaCode {
   void (*decays)(const DeltaHead&, const float* g, int64_t g_stride, float* decay, float* k_decayed);
   void (*tokens)(const DeltaHead&);
   void (*chunk)(const DeltaHead&, const float* g, int64_t g_stride, float* scratch);
+  void (*chunk_channels)(const DeltaHead&, const float* g, int64_t g_stride, float* scratch);
 };
 
 }  // namespace
@@ -60,7 +61,7 @@ class GatedDeltaRule : public Kernel {
         eps_(static_cast<float>(spec.attrs.number("eps"))),
         l2norm_(spec.attrs.boolean("l2norm")),
         per_channel_(spec.in[3].present && spec.in[3].shape.size() == 3),
-        chunked_(form != ScanForm::kTokens && !per_channel_),
+        chunked_(form != ScanForm::kTokens),
         key_heads_(spec.in[1].shape[1].constant),
         dk_(spec.in[1].shape[2].constant),
         heads_(spec.in[2].shape[1].constant),
@@ -95,10 +96,13 @@ class GatedDeltaRule : public Kernel {
 
  private:
   // Decays and decayed keys; or of a chunk the keys and queries, the keys turned, two squares,
-  // five rows, and what is written.
+  // five rows, and what is written. With a decay per channel also the decays and what is read with.
   int64_t thread_floats() const {
     const int64_t tokens = 2 * kDeltaChunk * dk_;
-    return chunked_ ? std::max(tokens, kDeltaChunk * (3 * dk_ + 2 * kDeltaChunk + 5 + dv_)) : tokens;
+    if (!chunked_) return tokens;
+    const int64_t square = 2 * kDeltaChunk;
+    return std::max(tokens, per_channel_ ? kDeltaChunk * (5 * dk_ + square + 2 + dv_) + dk_
+                                         : kDeltaChunk * (3 * dk_ + square + 5 + dv_));
   }
 
   void set_norms(const KernelCall& call, int64_t t, int64_t head, float* norms) const {
@@ -143,7 +147,7 @@ class GatedDeltaRule : public Kernel {
       const float* gate = g ? g.as<const float>() + t * g.stride[0] + head * g.stride[1] : nullptr;
       const int64_t gate_stride = g ? g.stride[0] : 0;
       if (all_columns && s.tokens >= kLeastOfChunk) {
-        code_.chunk(s, gate, gate_stride, scratch);
+        (per_channel_ ? code_.chunk_channels : code_.chunk)(s, gate, gate_stride, scratch);
       } else {
         code_.decays(s, gate, gate_stride, scratch, scratch + kDeltaChunk * dk_);
         code_.tokens(s);

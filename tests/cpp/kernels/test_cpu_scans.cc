@@ -64,14 +64,17 @@ Model make_ssd_model(Random& random, int64_t tokens, float rate, int threads) {
   return m;
 }
 
-Model make_delta_model(Random& random, int64_t tokens, float rate, int threads) {
+// `per_channel`: a decay for each channel of the keys, not one per head.
+Model make_delta(Random& random, int64_t tokens, float rate, int threads, bool per_channel) {
   const int64_t hk = 2, hv = 4, dk = 20, dv = 70;
   Model m;
   for (int64_t heads : {hk, hk}) m.add(random_tensor(random, {tokens, heads, dk}, 3), true);
   m.add(random_tensor(random, {tokens, hv, dv}, 2), true);
   if (rate > 0.0f) {
-    m.add(random_tensor(random, {tokens, hv}, 1), true);
-    for (int64_t i = 0; i < tokens * hv; ++i) m.in[3][i] = -rate * std::abs(m.in[3][i]);
+    using Shape = std::vector<int64_t>;
+    m.add(random_tensor(random, per_channel ? Shape{tokens, hv, dk} : Shape{tokens, hv}, 1), true);
+    for (int64_t i = 0; i < tokens * hv * (per_channel ? dk : 1); ++i)
+      m.in[3][i] = -rate * std::abs(m.in[3][i]);
   } else {
     m.add_none();
   }
@@ -82,6 +85,14 @@ Model make_delta_model(Random& random, int64_t tokens, float rate, int threads) 
   m.spec.attrs.set("eps", 1e-6);
   m.finish("gated_delta_rule", {hv, dv}, {hv, dk, dv}, tokens, threads);
   return m;
+}
+
+Model make_delta_model(Random& random, int64_t tokens, float rate, int threads) {
+  return make_delta(random, tokens, rate, threads, false);
+}
+
+Model make_channel_delta_model(Random& random, int64_t tokens, float rate, int threads) {
+  return make_delta(random, tokens, rate, threads, true);
 }
 
 // Results of the sequences whose lengths these are, each step taking `cuts[step][i]` tokens of sequence i.
@@ -193,6 +204,9 @@ void check(MakeModel make_model, MakeKernel make_kernel, const std::vector<float
 TEST(Scans, SsdFormsCutsAndThreadsAgree) { check(make_ssd_model, make_ssd, {0.01f, 1.0f, 100.0f}); }
 TEST(Scans, GatedDeltaRuleFormsCutsAndThreadsAgree) {
   check(make_delta_model, make_gated_delta_rule, {0.0f, 0.05f, 1.0f, 100.0f});
+}
+TEST(Scans, GatedDeltaRuleByChannelFormsCutsAndThreadsAgree) {
+  check(make_channel_delta_model, make_gated_delta_rule, {0.05f, 1.0f, 100.0f});
 }
 
 }  // namespace
