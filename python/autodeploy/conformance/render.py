@@ -58,9 +58,8 @@ def _legend() -> str:
         f"\nPrompts of {', '.join(map(str, LENGTHS))} tokens go on for {NEW_TOKENS} greedy tokens, one of {LONG} is "
         "prefilled. Logits are right within 1e-4 of the largest; another token than the reference's is wrong unless "
         "the reference's two best are closer than that, which counts as a tie, as does what follows a tie within the "
-        "model's own selections (experts, index keys). In (b) to (e), and in generated cases, where tokens count, "
-        "logits may be further off where the reference's own in float32 are that far from those in float64 (counted as "
-        "roundings). Compile "
+        "model's own selections (experts, index keys). In (b) to (e), where tokens count, logits may be further off "
+        "where the reference's own in float32 are that far from those in float64 (counted as roundings). Compile "
         "seconds are processor seconds in a warm process, on one core."
     )
     return "\n".join(lines)

@@ -118,7 +118,7 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
             raise _Ended(FAIL, _disagreement(wrong))
     doubts = Doubts(model, expected)
     with stages("run"):
-        judged, result["blame"] = judge_steps(artifact, doubts, strict=() if case.label else ("a",))
+        judged, result["blame"] = judge_steps(artifact, doubts)
         result["checks"] = {letter: to_json(j) for letter, j in judged.items()}
     with stages("engine"):
         result["checks"]["e"] = to_json(judge_engine(artifact, doubts))

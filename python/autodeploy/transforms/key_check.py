@@ -118,6 +118,7 @@ class _Feed:
         self.block, self.begun = block, begun
         self.generator = torch.Generator().manual_seed(seed)
         self.known: dict[Node, Any] = {}
+        self.inner = set(members) | self._views()
 
     def size(self, size: Any) -> int:
         if not self.selects and n.is_symbolic(size):
@@ -152,10 +153,6 @@ class _Feed:
                 found = torch.where(whole > 0, found % whole.clamp(min=1), -1)
         self.known[x] = found
         return found
-
-    @property
-    def inner(self) -> set[Node]:
-        return self.__dict__.setdefault("_inner", set(self.members) | self._views())
 
     def _views(self) -> set[Node]:
         """Views and conversions outside the region: a body may keep what they look at."""
