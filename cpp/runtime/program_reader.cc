@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "runtime/plugins.h"
+#include "runtime/program_checks.h"
 #include "runtime/program_fields.h"
 #include "runtime/program_regions.h"
 #include "runtime/program_schema.h"
@@ -28,15 +29,6 @@ bool is_known_op(const std::string& op) {
   if (find_op_schema(op)) return true;
   const auto table = kernel_table();
   return std::any_of(table.begin(), table.end(), [&](const KernelEntry& e) { return op == e.op; });
-}
-
-// How an over_keys instruction writes a state's component for a key input, whose shape per token may be
-// empty.
-std::vector<int64_t> component_shape(const std::vector<Dim>& outer) {
-  std::vector<int64_t> shape;
-  for (size_t i = 1; i < outer.size(); ++i) shape.push_back(outer[i].constant);
-  if (shape.empty()) shape.push_back(1);
-  return shape;
 }
 
 class Reader {
@@ -220,14 +212,6 @@ class Reader {
     return out;
   }
 
-  void expect_value(const std::string& where, int32_t v, DType dtype, const std::vector<Dim>& shape) {
-    const ValueSpec& spec = program_.values[static_cast<size_t>(v)];
-    if (spec.dtype != dtype || spec.shape != shape) {
-      fail(where, detail::concat(dtype_name(dtype), " ", shape_text(shape, scope_)),
-           detail::concat(dtype_name(spec.dtype), " ", shape_text(spec.shape, scope_)));
-    }
-  }
-
   void read_inputs(Fields& top) {
     program_.inputs = read_named(top.object("inputs", kMaxNamedValues), "input");
     for (const NamedValue& n : program_.inputs) {
@@ -235,7 +219,7 @@ class Reader {
         fail("input " + n.name, "a value of its own", "one that another input fills");
       written(n.value) = Written::kYes;
       if (n.name == "token_ids" || n.name == "positions")
-        expect_value("input " + n.name, n.value, DType::kI64, {Dim{0, 1, 0}});
+        expect_value(program_, scope_, "input " + n.name, n.value, DType::kI64, {Dim{0, 1, 0}});
     }
   }
 
@@ -465,8 +449,8 @@ class Reader {
       const StateSpec& s = program_.states[static_cast<size_t>(ins->states[i])];
       if (s.kind != schema->states[i]) fail(ins->where, "a state of the op's kind", s.name);
     }
-    if (ins->op == "region") check_region(ins);
-    if (ins->op == "over_keys") check_over_keys(ins);
+    if (ins->op == "region") check_region(program_, regions_, scope_, ins);
+    if (ins->op == "over_keys") check_over_keys(program_, scope_, ins);
   }
 
   // A body is read like a program; its inputs stand in the first values.
@@ -516,7 +500,7 @@ class Reader {
     input.dtype = to_dtype(f.get("dtype"), where, act_);
     input.outer = f.dims("shape", true);
     if (index >= program_.values.size()) fail(where, "a value for each input", "none");
-    expect_value(where, static_cast<int32_t>(index), input.dtype, input.outer);
+    expect_value(program_, scope_, where, static_cast<int32_t>(index), input.dtype, input.outer);
     std::vector<Dim>& shape = input.outer;
     const bool fixed_rest = std::all_of(shape.begin() + (shape.empty() ? 0 : 1), shape.end(),
                                         [](const Dim& d) { return d.is_static() && d.constant > 0; });
@@ -562,116 +546,6 @@ class Reader {
       }
       o.kind = OperandRef::Kind::kParam;
       o.index = input->param;
-    }
-  }
-
-  void check_over_keys(InstructionSpec* ins) {
-    const int64_t index = ins->attrs.integer("body");
-    if (index < 0 || index >= static_cast<int64_t>(program_.bodies.size()))
-      fail(ins->where, detail::concat("a body below ", program_.bodies.size()), detail::concat(index));
-    ins->body = static_cast<int32_t>(index);
-    const BodySpec& body = program_.bodies[static_cast<size_t>(index)];
-    if (ins->in.size() != body.inputs.size() || ins->out.size() != body.outputs.size()) {
-      fail(ins->where, detail::concat(body.inputs.size(), " operands and ", body.outputs.size(), " results"),
-           detail::concat(ins->in.size(), " and ", ins->out.size()));
-    }
-    std::vector<StateComponentSpec> keys;
-    for (size_t i = 0; i < ins->in.size(); ++i) {
-      OperandRef& o = ins->in[i];
-      const BodyInputSpec& input = body.inputs[i];
-      const std::string here = detail::concat(ins->where, " operand ", i);
-      const bool is_param = o.kind == OperandRef::Kind::kParam;
-      const DType dtype = is_param ? program_.params[static_cast<size_t>(o.index)].dtype
-                                   : program_.values[static_cast<size_t>(o.index)].dtype;
-      if (o.shape != input.outer || dtype != input.dtype) {
-        fail(here, detail::concat(dtype_name(input.dtype), " ", shape_text(input.outer, scope_)),
-             detail::concat(dtype_name(dtype), " ", shape_text(o.shape, scope_)));
-      }
-      if (input.role == BodyInputSpec::Role::kKey) keys.push_back({"", component_shape(input.outer), dtype});
-      if (input.param >= 0 && !(is_param && o.whole))
-        fail(here, "a whole param for a weight", "another operand");
-      if (!is_param) continue;
-      ParamSpec& p = program_.params[static_cast<size_t>(o.index)];
-      o.weight = input.param >= 0 && !input.read_as_value;
-      if (input.param >= 0) p.used_as_weight = true;
-      if (!o.weight) p.used_as_plain = true;
-    }
-    for (size_t i = 0; i < ins->out.size(); ++i) {
-      const ValueSpec& inner = body.program.values[static_cast<size_t>(body.outputs[i])];
-      expect_value(detail::concat(ins->where, " result ", i), ins->out[i], inner.dtype, inner.shape);
-    }
-    std::vector<StateComponentSpec> found;
-    for (int32_t s : ins->states) {
-      const StateSpec& state = program_.states[static_cast<size_t>(s)];
-      if (state.window != 0 || state.chunk != 0) fail(ins->where, "a state without window", state.name);
-      found = state.components;
-    }
-    const bool same =
-        std::equal(keys.begin(), keys.end(), found.begin(), found.end(),
-                   [](const auto& a, const auto& b) { return a.shape == b.shape && a.dtype == b.dtype; });
-    if (!same)
-      fail(ins->where, "a state with one component per key input, of its shape and dtype", "another");
-  }
-
-  // Trailing optional operands that an older version of the format did not have may be missing. False when
-  // the number of operands is not the op's.
-  static bool add_absent_operands(const OpSchema& schema, InstructionSpec* ins) {
-    if (ins->in.size() > schema.in.size()) return false;
-    for (size_t i = ins->in.size(); i < schema.in.size(); ++i) {
-      if (!schema.in[i].optional) return false;
-    }
-    ins->in.resize(schema.in.size());
-    return true;
-  }
-
-  void check_attrs(const OpSchema& schema, const InstructionSpec& ins) {
-    for (const auto& [name, value] : ins.attrs.all()) {
-      const auto it = std::find_if(schema.attrs.begin(), schema.attrs.end(),
-                                   [&](const AttrSchema& a) { return name == a.name; });
-      if (it == schema.attrs.end())
-        fail(ins.where, "attributes of this version", "the unknown attribute " + show(Json(name)));
-      if (!attr_has_type(value, it->type))
-        fail(ins.where, detail::concat(attr_type_name(it->type), " for attribute ", name), "another type");
-    }
-    for (const AttrSchema& a : schema.attrs) {
-      if (!ins.attrs.all().count(a.name)) fail(ins.where, detail::concat("the attribute ", a.name), "none");
-    }
-  }
-
-  void check_region(InstructionSpec* ins) {
-    const int64_t index = ins->attrs.integer("region");
-    if (index < 0 || index >= static_cast<int64_t>(regions_.size())) {
-      fail(ins->where, detail::concat("a region below ", regions_.size()), detail::concat(index));
-    }
-    ins->region = static_cast<int32_t>(index);
-    const RegionProgram& region = regions_[static_cast<size_t>(index)];
-    if (ins->in.size() != region.inputs.size() || ins->out.size() != region.outputs.size()) {
-      fail(ins->where,
-           detail::concat(region.inputs.size(), " operands and ", region.outputs.size(), " results"),
-           detail::concat(ins->in.size(), " and ", ins->out.size()));
-    }
-    const std::vector<Dim>& shape = program_.values[static_cast<size_t>(ins->out[0])].shape;
-    const auto same = [&](const std::vector<Dim>& found, DType dtype, DType expected,
-                          const std::string& what) {
-      if (found != shape)
-        fail(ins->where, detail::concat("the iteration shape ", shape_text(shape, scope_)),
-             detail::concat(shape_text(found, scope_), " of ", what));
-      if (dtype != expected)
-        fail(ins->where, std::string(dtype_name(expected)), detail::concat(dtype_name(dtype), " of ", what));
-    };
-    for (size_t i = 0; i < ins->in.size(); ++i) {
-      const OperandRef& o = ins->in[i];
-      const DType dtype = o.kind == OperandRef::Kind::kValue
-                              ? program_.values[static_cast<size_t>(o.index)].dtype
-                              : program_.params[static_cast<size_t>(o.index)].dtype;
-      same(o.shape, dtype, region.inputs[i], detail::concat("operand ", i));
-    }
-    for (size_t i = 0; i < ins->out.size(); ++i) {
-      const size_t r = static_cast<size_t>(region.outputs[i]);
-      const DType dtype =
-          r < region.inputs.size() ? region.inputs[r] : region.nodes[r - region.inputs.size()].dtype;
-      const ValueSpec& v = program_.values[static_cast<size_t>(ins->out[i])];
-      same(v.shape, v.dtype, dtype, detail::concat("result ", i));
     }
   }
 

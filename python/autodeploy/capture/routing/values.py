@@ -13,8 +13,8 @@ from ..errors import CaptureError, calling_line
 
 def refuse(what: str) -> NoReturn:
     raise CaptureError(
-        "[rows] expected values of tensors to decide nothing but which rows of tokens are picked (as a loop over experts "
-        f"does), and these to be computed row by row and added back, found {what} at {calling_line()}"
+        "[rows] expected values of tensors to decide nothing but which rows of tokens are picked (as a loop over "
+        f"experts does), and these to be computed row by row and added back, found {what} at {calling_line()}"
     )
 
 
