@@ -28,12 +28,32 @@ struct ParamBinding {
   int64_t bytes = 0;                     // resident bytes, for the plan
 };
 
+struct ChoiceContext;  // runtime/executor_choice.h
+struct KernelChoice;
+struct InstructionSpec;
+class Kernel;
+struct KernelEntry;
+
+// A device that runs a program's instructions, where that is not the host.
+class ExecutionDevice {
+ public:
+  virtual ~ExecutionDevice() = default;
+  virtual std::span<const KernelEntry> kernels() const = 0;
+  // The kernel of an `over_keys` instruction, as make_over_keys of runtime/over_keys.h.
+  virtual std::unique_ptr<Kernel> make_over_keys(const ChoiceContext& context,
+                                                 const InstructionSpec& instruction,
+                                                 KernelChoice* choice) = 0;
+  // Sets bytes of its memory, in the order of its queue.
+  virtual void fill(void* memory, uint8_t byte, int64_t bytes) = 0;
+};
+
 struct ExecutorOptions {
   // Largest step: tokens, sequences, rows with logits (at most max_tokens), tokens of one sequence.
   int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
   bool exact = false;   // forbid int8 activations
   bool poison = false;  // for tests: no memory is shared, and every value is NaN or -1 until it is written
-  ThreadPool* pool = nullptr;  // required; outlives the executor
+  ThreadPool* pool = nullptr;         // required; outlives the executor
+  ExecutionDevice* device = nullptr;  // nullptr: the host
 };
 
 // Which kernel serves an instruction, and why the preferred ones do not.
