@@ -88,6 +88,7 @@ bool allow_shared(void (*kernel)(Params...), size_t bytes) {
 #endif
 }
 
+#if defined(__CUDACC__) || defined(AUTODEPLOY_SIMT_EMULATION)
 // Waits until the kernels before this one have finished and their results are visible (LaunchConfig::overlap;
 // returns at once otherwise).
 AD_DEVICE void wait_for_previous() {
@@ -102,11 +103,14 @@ AD_DEVICE void let_next_start() {
 #endif
 }
 
+#endif
+
 // ---- element types ----
 
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
+#if defined(__CUDACC__) || defined(AUTODEPLOY_SIMT_EMULATION)
 AD_DEVICE float to_float(float x) { return x; }
 AD_DEVICE float to_float(bf16 x) { return __bfloat162float(x); }
 AD_DEVICE float to_float(f16 x) { return __half2float(x); }
@@ -122,6 +126,8 @@ AD_DEVICE T from_float(float x) {
     return x;
   }
 }
+
+#endif
 
 template <class T>
 struct TypeTag {
@@ -157,6 +163,8 @@ struct alignas(sizeof(T) * kCount) Pack {
 
 // ---- warps and blocks ----
 
+#if defined(__CUDACC__) || defined(AUTODEPLOY_SIMT_EMULATION)
+
 constexpr int kWarpSize = 32;
 
 AD_DEVICE float warp_sum(float v) {
@@ -188,5 +196,7 @@ AD_DEVICE float block_sum(float v, float* shared) {
   __syncthreads();
   return v;
 }
+
+#endif
 
 }  // namespace autodeploy::cuda
