@@ -1,24 +1,10 @@
 // Elements of strided views: loads and stores whose dtype is known at run time, and views seen along a dim.
 #pragma once
 
+#include "kernels/cuda/float_view.h"
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
-
-// A float of any dtype, for operands of mixed dtypes and where time does not matter.
-AD_DEVICE float load_float(const void* data, DType t, int64_t i) {
-  if (t == DType::kBF16) return to_float(static_cast<const bf16*>(data)[i]);
-  if (t == DType::kF16) return to_float(static_cast<const f16*>(data)[i]);
-  return static_cast<const float*>(data)[i];
-}
-AD_DEVICE void store_float(void* data, DType t, int64_t i, float v) {
-  if (t == DType::kBF16)
-    static_cast<bf16*>(data)[i] = from_float<bf16>(v);
-  else if (t == DType::kF16)
-    static_cast<f16*>(data)[i] = from_float<f16>(v);
-  else
-    static_cast<float*>(data)[i] = v;
-}
 
 // One rounding on the GPU. The emulation rounds twice: the hosts that run it may have no such instruction.
 AD_DEVICE float multiply_add(float a, float b, float c) {
