@@ -216,7 +216,7 @@ TEST(Engine, AFatalFailureStopsItWithOneClearError) {
 
 TEST(Engine, ABrokenInvariantStopsItToo) {
   auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
-  backend->fake().on_launch = [](const Step&, FakeRunner& runner) { runner.rows().resize(7); };
+  backend->fake().on_run = [](const Step&, FakeRunner& runner) { runner.rows().resize(7); };
   Engine engine(std::move(backend));
   engine.add_request(prompt_of(3), params_of(50));
   Collected got;
