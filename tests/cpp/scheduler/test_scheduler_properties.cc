@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <ostream>
 #include <random>
 #include <set>
 #include <stdexcept>
@@ -36,6 +37,10 @@ struct Case {
   size_t model;
   int32_t open_steps;  // 2: steps overlap
 };
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << kModels[c.model].title << (c.open_steps == 1 ? "_plain" : "_overlapped");
+}
 
 class SchedulerProperty : public testing::TestWithParam<Case> {
  protected:
@@ -328,9 +333,7 @@ std::vector<Case> cases() {
   return all;
 }
 
-std::string title(const testing::TestParamInfo<Case>& info) {
-  return kModels[info.param.model].title + (info.param.open_steps == 1 ? "_plain" : "_overlapped");
-}
+std::string title(const testing::TestParamInfo<Case>& info) { return testing::PrintToString(info.param); }
 
 INSTANTIATE_TEST_SUITE_P(, SchedulerProperty, testing::ValuesIn(cases()), title);
 INSTANTIATE_TEST_SUITE_P(, StreamProperty, testing::ValuesIn(cases()), title);
