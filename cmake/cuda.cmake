@@ -8,7 +8,8 @@ function(autodeploy_device_library name)
   target_link_libraries(${name} PRIVATE autodeploy_runtime)
   target_link_options(${name} PRIVATE -Wl,--exclude-libs,ALL -Wl,--version-script=${AUTODEPLOY_CUDA_EXPORTS})
   set_property(TARGET ${name} PROPERTY LINK_DEPENDS ${AUTODEPLOY_CUDA_EXPORTS})
-  install(TARGETS ${name} LIBRARY DESTINATION autodeploy COMPONENT python)
+  # Beside the Python extension, where it is looked for.
+  set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/cpp/bindings)
 endfunction()
 
 # ---- for a GPU ----
@@ -41,8 +42,10 @@ if(AUTODEPLOY_CUDA_ENABLED)
   add_library(autodeploy_cuda SHARED ${AUTODEPLOY_CUDA_KERNELS} ${AUTODEPLOY_CUDA_HOST})
   autodeploy_device_library(autodeploy_cuda)
   set_target_properties(autodeploy_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+  target_compile_options(autodeploy_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-O3;-Xcompiler=-Wall,-Wextra;-lineinfo>")
   target_include_directories(autodeploy_cuda SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
   target_link_libraries(autodeploy_cuda PRIVATE ${CMAKE_DL_LIBS})
+  install(TARGETS autodeploy_cuda LIBRARY DESTINATION autodeploy COMPONENT python)
 endif()
 
 # ---- the emulation of a GPU, for tests: the same sources, compiled for the host ----

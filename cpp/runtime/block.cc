@@ -211,7 +211,7 @@ void Block::resolve(int64_t tokens, int64_t rows) {
   }
 }
 
-void Block::run(const StepBatch& batch, int64_t tokens, int64_t rows, const Executor::Tap* tap,
+void Block::run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
                 const cuda::DeviceStep* device_step) {
   resolve(tokens, rows);
   if (poison_ && memory_) {

@@ -43,7 +43,7 @@ class Block {
 
   // Runs all instructions for so many tokens and rows. Allocates nothing.
   // `step` is that of the device, where the options name one: kernels are then put into its queue.
-  void run(const StepBatch& batch, int64_t tokens, int64_t rows, const Executor::Tap* tap,
+  void run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
            const cuda::DeviceStep* step = nullptr);
 
   // A value as the last run left it; valid until memory is used otherwise.

@@ -18,6 +18,7 @@
 #include "kernels/cpu/packed_weight.h"
 #include "runtime/planner.h"
 #include "runtime/program_spec.h"
+#include "runtime/step_executor.h"
 
 namespace autodeploy {
 
@@ -69,14 +70,14 @@ struct KernelChoice {
   std::vector<KernelChoice> body;
 };
 
-class Executor {
+class Executor final : public StepExecutor {
  public:
   explicit Executor(ProgramSpec program);
-  ~Executor();
+  ~Executor() override;
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  const ProgramSpec& program() const;
+  const ProgramSpec& program() const override;
 
   // Creates kernels, plans and allocates the arena and touches its pages. `params` stand in program order;
   // `states` are program().states with group and page_size filled; `memory` has one entry per state and is
@@ -85,28 +86,15 @@ class Executor {
   void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
             std::span<const StateMemory> memory, const ExecutorOptions& options);
 
-  // Runs one step; T >= 1. Returns the logits [R, vocab] float32, valid until the next run (no data when R is
-  // 0 or the program has no output "logits"). Allocates nothing. The caller guarantees what StepBatch says;
-  // sizes beyond the options throw Error(kInvalidArgument).
-  TensorView run(const StepBatch& batch);
-
-  // Called with each value right after the instruction that wrote it; the view is valid during the call only.
-  // Values that only live inside a composite's kernel are not seen.
-  using Tap = FunctionRef<void(int32_t value, const TensorView& view)>;
-  TensorView run(const StepBatch& batch, Tap tap);
-
-  // Sets an input other than token_ids and positions for the following runs; `data` is row-major, of the
-  // value's dtype, and stays valid meanwhile. Throws Error(kInvalidArgument) on an unknown name.
-  void set_input(const std::string& name, const void* data);
-
-  // An output of the last run, by name; valid until the next run.
-  TensorView output(const std::string& name) const;
+  // Allocates nothing.
+  TensorView run(const StepBatch& batch) override;
+  TensorView run(const StepBatch& batch, Tap tap) override;
+  void set_input(const std::string& name, const void* data) override;
+  TensorView output(const std::string& name) override;
 
   const MemoryPlan& memory_plan() const;
   const std::vector<KernelChoice>& choices() const;
-  // Every byte and every choice, as a JSON object: {"limits", "memory", "weights", "states", "values",
-  // "instructions"}.
-  std::string plan_json() const;
+  std::string plan_json() const override;
 
  private:
   struct Impl;

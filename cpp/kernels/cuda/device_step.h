@@ -26,6 +26,7 @@ struct DeviceStep {
   int64_t num_tokens = 0, num_seqs = 0, num_decodes = 0, num_rows = 0;
   int64_t max_query_len = 0;             // of any sequence of the step; 1 in decode-only steps
   int64_t max_kv_len = 0;                // bound of any kv_len; in a graph that of all its replays
+  bool captured = false;                 // the launches are recorded as a graph: they serve later steps, too
   const int64_t* token_ids = nullptr;    // [T]
   const int64_t* positions = nullptr;    // [T]
   const int32_t* token_seq = nullptr;    // [T] the sequence of a token

@@ -9,8 +9,9 @@ namespace {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  throw Error(error == cudaErrorMemoryAllocation ? ErrorKind::kOutOfMemory : ErrorKind::kInternal,
-              detail::concat("[cuda] ", what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
+  throw Error(
+      error == cudaErrorMemoryAllocation ? ErrorKind::kOutOfMemory : ErrorKind::kInternal,
+      detail::concat("[cuda] ", what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")"));
 }
 
 }  // namespace
@@ -20,8 +21,8 @@ DeviceInfo use_device(int index) {
   const cudaError_t error = cudaGetDeviceCount(&count);
   AD_CHECK(error == cudaSuccess, ErrorKind::kUnsupported,
            "[cuda] expected a GPU and its driver, found none: ", cudaGetErrorString(error));
-  AD_CHECK(index >= 0 && index < count, ErrorKind::kUnsupported, "[cuda] expected a GPU from 0 to ", count - 1,
-           ", found ", index);
+  AD_CHECK(index >= 0 && index < count, ErrorKind::kUnsupported, "[cuda] expected a GPU from 0 to ",
+           count - 1, ", found ", index);
   check(cudaSetDevice(index), "choosing the GPU");
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "asking for the GPU's properties");
@@ -46,8 +47,8 @@ DeviceMemory::DeviceMemory(int64_t bytes, const char* what) {
     size_t free_bytes = 0, total_bytes = 0;
     (void)cudaMemGetInfo(&free_bytes, &total_bytes);
     throw Error(ErrorKind::kOutOfMemory,
-                detail::concat("[cuda] expected ", bytes, " bytes of the GPU's memory for ", what, ", found ", free_bytes,
-                               " free of ", total_bytes, ": ", cudaGetErrorString(error)));
+                detail::concat("[cuda] expected ", bytes, " bytes of the GPU's memory for ", what, ", found ",
+                               free_bytes, " free of ", total_bytes, ": ", cudaGetErrorString(error)));
   }
   data_ = static_cast<uint8_t*>(p);
   bytes_ = bytes;
@@ -62,8 +63,9 @@ PinnedMemory::PinnedMemory(int64_t bytes, const char* what) {
   const cudaError_t error = cudaHostAlloc(&p, static_cast<size_t>(bytes), cudaHostAllocDefault);
   if (error != cudaSuccess) {
     (void)cudaGetLastError();
-    throw Error(ErrorKind::kOutOfMemory, detail::concat("[cuda] expected ", bytes, " bytes of pinned host memory for ", what,
-                                                        ": ", cudaGetErrorString(error)));
+    throw Error(ErrorKind::kOutOfMemory,
+                detail::concat("[cuda] expected ", bytes, " bytes of pinned host memory for ", what, ": ",
+                               cudaGetErrorString(error)));
   }
   data_ = static_cast<uint8_t*>(p);
   bytes_ = bytes;
@@ -74,13 +76,16 @@ PinnedMemory::~PinnedMemory() {
 
 Event::Event(bool timed) {
   cudaEvent_t event = nullptr;
-  check(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming), "making an event");
+  check(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming),
+        "making an event");
   event_ = event;
 }
 Event::~Event() {
   if (event_) (void)cudaEventDestroy(static_cast<cudaEvent_t>(event_));
 }
-void Event::record(Stream stream) { check(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "recording an event"); }
+void Event::record(Stream stream) {
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "recording an event");
+}
 void Event::wait() { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "waiting for the GPU"); }
 void Event::make_wait(Stream stream) {
   check(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event_), 0), "waiting for an event");
@@ -106,18 +111,22 @@ Queue::~Queue() {
 }
 void Queue::copy_to_device(void* dst, const void* src, int64_t bytes) {
   if (bytes > 0)
-    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
+          "copying to the GPU");
 }
 void Queue::copy_to_host(void* dst, const void* src, int64_t bytes) {
   if (bytes > 0)
-    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+          "copying from the GPU");
 }
 void Queue::copy_on_device(void* dst, const void* src, int64_t bytes) {
   if (bytes > 0)
-    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_), "copying on the GPU");
+    check(cudaMemcpyAsync(dst, src, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_),
+          "copying on the GPU");
 }
 void Queue::fill(void* dst, uint8_t byte, int64_t bytes) {
-  if (bytes > 0) check(cudaMemsetAsync(dst, byte, static_cast<size_t>(bytes), stream_), "filling the GPU's memory");
+  if (bytes > 0)
+    check(cudaMemsetAsync(dst, byte, static_cast<size_t>(bytes), stream_), "filling the GPU's memory");
 }
 void Queue::wait() { check(cudaStreamSynchronize(stream_), "waiting for the GPU"); }
 void Queue::begin_recording() {

@@ -1,6 +1,6 @@
-// The device as the runtime uses it: memory, a queue of work, events, graphs. device_api.cc does this with CUDA,
-// kernels/cuda/emulation/device_api_emulated.cc on the host. Failures throw Error: kOutOfMemory where memory is
-// short, else kInternal with CUDA's words.
+// The device as the runtime uses it: memory, a queue of work, events, graphs. device_api.cc does this with
+// CUDA, kernels/cuda/emulation/device_api_emulated.cc on the host. Failures throw Error: kOutOfMemory where
+// memory is short, else kInternal with CUDA's words.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct DeviceInfo {
   bool can_overlap = false;                 // programmatic dependent launch
 };
 
-// Makes the device the calling thread's, and says what it is. Throws Error(kUnsupported) where there is none of
-// that number, or its driver is too old.
+// Makes the device the calling thread's, and says what it is. Throws Error(kUnsupported) where there is none
+// of that number, or its driver is too old.
 DeviceInfo use_device(int index);
 
 // Memory of the device, 256-byte aligned.
@@ -31,7 +31,8 @@ class DeviceMemory {
   DeviceMemory() = default;
   DeviceMemory(int64_t bytes, const char* what);  // `what` names it in messages
   ~DeviceMemory();
-  DeviceMemory(DeviceMemory&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+  DeviceMemory(DeviceMemory&& o) noexcept
+      : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
   DeviceMemory& operator=(DeviceMemory&& o) noexcept {
     std::swap(data_, o.data_);
     std::swap(bytes_, o.bytes_);
@@ -51,7 +52,8 @@ class PinnedMemory {
   PinnedMemory() = default;
   PinnedMemory(int64_t bytes, const char* what);
   ~PinnedMemory();
-  PinnedMemory(PinnedMemory&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+  PinnedMemory(PinnedMemory&& o) noexcept
+      : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
   PinnedMemory& operator=(PinnedMemory&& o) noexcept {
     std::swap(data_, o.data_);
     std::swap(bytes_, o.bytes_);
@@ -73,8 +75,8 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(Stream stream);
-  void wait();                          // on the host
-  void make_wait(Stream stream);        // the queue waits
+  void wait();                    // on the host
+  void make_wait(Stream stream);  // the queue waits
   bool done() const;
   float milliseconds_since(const Event& earlier) const;  // both timed and passed
 
@@ -116,8 +118,8 @@ class Queue {
   void copy_on_device(void* dst, const void* src, int64_t bytes);
   void fill(void* dst, uint8_t byte, int64_t bytes);
   void wait();  // until all is done
-  // Everything put into the queue between these two becomes a graph, and does not run. abandon_recording() after
-  // a failure.
+  // Everything put into the queue between these two becomes a graph, and does not run. abandon_recording()
+  // after a failure.
   void begin_recording();
   Graph end_recording();
   void abandon_recording() noexcept;

@@ -14,7 +14,8 @@ using Work = std::vector<std::function<void()>>;
 
 uint8_t* allocate(int64_t bytes, const char* what) {
   void* p = std::aligned_alloc(256, static_cast<size_t>((bytes + 255) / 256 * 256));
-  AD_CHECK(p, ErrorKind::kOutOfMemory, "[cuda] expected ", bytes, " bytes of memory for ", what, ", found less");
+  AD_CHECK(p, ErrorKind::kOutOfMemory, "[cuda] expected ", bytes, " bytes of memory for ", what,
+           ", found less");
   std::memset(p, 0xff, static_cast<size_t>(bytes));  // nobody may count on zeros
   return static_cast<uint8_t*>(p);
 }
