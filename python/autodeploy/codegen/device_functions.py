@@ -76,7 +76,7 @@ def silu(x):
 
 @triton.jit
 def relu(x):
-    return tl.where(x < 0, tl.zeros_like(x), x)
+    return tl.where(x < 0, 0, x)
 
 
 @triton.jit
@@ -221,9 +221,10 @@ def int_fmod(a, b):
 @triton.jit
 def int_pow(a, b):
     below = tl.where(a == 1, 1, tl.where(a == -1, 1 - 2 * (b & 1), 0))
-    result = tl.zeros_like(a + b) + 1
-    base = a + tl.zeros_like(result)
-    left = b + tl.zeros_like(result)
+    zero = (a + b) * 0  # of the shape of both
+    result = zero + 1
+    base = a + zero
+    left = b + zero
     for _ in range(63):
         result = tl.where((left & 1) != 0, result * base, result)
         base = base * base

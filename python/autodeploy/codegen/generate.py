@@ -10,13 +10,14 @@ from pathlib import Path
 from autodeploy.artifact.kernels import Expr, Kernel, Kernels, Launch, digest
 from autodeploy.artifact.program import Instruction, Param, Program, Value
 
-from .iteration import walk_of
+from .iteration import Walk, walk_of
 from .kernel_cache import KernelCache, cache_key
 from .region_source import KernelSource, block_size, region_source
 from .targets import Targets
 from .triton_compile import OPTIONS, TRITON_VERSION, compile_source, require_triton
 
 Report = Callable[[str], None]
+Grid = tuple[Expr, Expr, Expr]
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,13 @@ def generate(
     generated.kernels.versions["triton"] = TRITON_VERSION
     # Sources in the order of their first use, so that equal Programs give equal files.
     wanted: dict[KernelSource, dict[str, int]] = {}
-    launches: list[tuple[Site, tuple[Expr, ...], Expr, dict[str, KernelSource]]] = []
+    launches: list[tuple[Site, tuple[Expr, ...], Grid, dict[str, KernelSource]]] = []
     for site in regions:
         walk = walk_of(site.instruction, site.values, site.params)
         region = program.regions[int(site.instruction.attrs["region"])]  # type: ignore[arg-type]
         sources = {act: region_source(region, walk.iteration, act) for act in targets.acts}
         wanted |= {source: {} for source in sources.values() if source not in wanted}
-        args: list[Expr] = [{"in": i} for i in range(len(site.instruction.inputs))]
-        args += [{"out": o} for o in range(len(site.instruction.outputs))]
-        count: Expr = {"numel": ["out", 0]}
-        grid: Expr = {"cdiv": [count, block_size(walk.iteration)]}
-        launches.append((site, (*args, count, *walk.numbers), grid, sources))
+        launches.append((site, *region_launch(site.instruction, walk), sources))
 
     store = KernelCache(cache_folder)
     for done, source in enumerate(wanted):
@@ -90,10 +87,18 @@ def generate(
         for arch, names in targets.names.items():
             for target, (kernel, content) in _compiled(source, arch, names, store).items():
                 wanted[source][target] = _place(generated, kernel, content)
-    for site, arguments, blocks, sources in launches:
+    for site, args, grid, sources in launches:
         by_act = {act: dict(wanted[source]) for act, source in sources.items()}
-        generated.kernels.launches.append(Launch(site.path, arguments, (blocks, 1, 1), by_act, site.body))
+        generated.kernels.launches.append(Launch(site.path, args, grid, by_act, site.body))
     return generated
+
+
+def region_launch(instruction: Instruction, walk: Walk) -> tuple[tuple[Expr, ...], Grid]:
+    """Arguments and grid of a region's kernel, as region_source.py writes it."""
+    args: list[Expr] = [{"in": i} for i in range(len(instruction.inputs))]
+    args += [{"out": o} for o in range(len(instruction.outputs))]
+    count: Expr = {"numel": ["out", 0]}
+    return (*args, count, *walk.numbers), ({"cdiv": [count, block_size(walk.iteration)]}, 1, 1)
 
 
 def _compiled(
