@@ -1,7 +1,7 @@
 """Pointwise functions of generated kernels, with the meaning of docs/program.md: Region.
 
-Arguments are float32, int64 or bool (int1) tensors or scalars. Elementary functions come from libdevice; quotients and roots are
-rounded as IEEE 754 says. Contraction of products and sums has to be off where these are compiled.
+Arguments are float32, int64 or bool (int1) tensors or scalars. Elementary functions come from libdevice; quotients and
+roots are rounded as IEEE 754 says. Contraction of products and sums has to be off where these are compiled.
 """
 
 import triton

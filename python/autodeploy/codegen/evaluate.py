@@ -1,4 +1,4 @@
-"""The value of a launch's expressions (docs/kernels.md, Expressions) for given tensors; what a runtime does at a call."""
+"""The value of a launch's expressions (docs/kernels.md) for given tensors: what a runtime does at a call."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The iteration pattern of a region instruction: what of its views has to be known when its kernel is compiled.
 
-A region walks one iteration shape; its results are contiguous, its inputs views with strides. The pattern keeps sizes and
-strides that are integers, turns those that hang on the step (multiples of T, R, N or S) into run-time numbers, and
+A region walks one iteration shape; its results are contiguous, its inputs views with strides. The pattern keeps sizes
+and strides that are integers, turns those that hang on the step (multiples of T, R, N or S) into run-time numbers, and
 leaves the outermost size to the number of elements. Neighbouring dims that every input walks as one are joined, so most
 instructions of a model have one of a few patterns.
 """
@@ -35,8 +35,8 @@ class RuntimeNumber:
 class Access:
     """How an input is read: a stride per dim of the pattern, an integer or the name of a run-time number.
 
-    `granule` divides the view's offset in its storage, in elements; `is_flat` says that its elements lie in the order of
-    the iteration, without gaps.
+    `granule` divides the view's offset in its storage, in elements; `is_flat` says that its elements lie in the order
+    of the iteration, without gaps.
     """
 
     dtype: str

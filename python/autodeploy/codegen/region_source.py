@@ -46,7 +46,7 @@ def _groups(iteration: Iteration) -> int:
 
 
 def region_source(region: Region, iteration: Iteration, act: str) -> KernelSource:
-    """The kernel of a region; parameters are its inputs, its outputs, the number of elements and the run-time numbers."""
+    """The kernel of a region; it takes its inputs, its outputs, the number of elements and the run-time numbers."""
     return _Writer(region, iteration, act).write()
 
 

@@ -13,7 +13,7 @@ DEFAULT_ACTS = ("bfloat16", "float32")
 """Models are served in bfloat16; float32 is what numbers are compared in."""
 ARCHS = (80, 86, 87, 89, 90, 100, 103, 120, 121)
 
-_TARGET = re.compile(r"cuda:(\d{1,3})")
+_TARGET = re.compile(r"cuda:([1-9]\d{1,2})")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Targets:
         if names:
             names[FALLBACK_ARCH] = (*names.get(FALLBACK_ARCH, ()), f"compute_{FALLBACK_ARCH}")
         return names
+
+
+NO_TARGETS = Targets()
 
 
 def parse_targets(targets: str | Iterable[str], acts: str | Iterable[str] = DEFAULT_ACTS) -> Targets:

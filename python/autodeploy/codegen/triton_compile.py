@@ -70,7 +70,7 @@ def load_function(source: KernelSource, device: ModuleType) -> Any:
 
 
 def compile_source(source: KernelSource, arch: int, targets: tuple[str, ...]) -> dict[str, Binary]:
-    """Compiles for one architecture; returns a binary per target wanted of it (sm_<arch>: code, compute_<arch>: PTX)."""
+    """Compiles for one architecture; returns a binary per target that is wanted of it."""
     require_triton()
     from . import device_functions
 
@@ -86,7 +86,7 @@ def compile_function(
     arch: int,
     targets: tuple[str, ...],
 ) -> dict[str, Binary]:
-    """Compiles a jitted function. `params` are (name, Triton's type, multiple of) of its parameters but for constexprs."""
+    """Compiles a jitted function. `params` are (name, Triton's type, multiple of); other parameters are constexprs."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -143,9 +143,9 @@ def _own_settings() -> Iterator[None]:
     """Settings of Triton's that make equal sources equal binaries; its own cache is left out."""
     from triton import knobs
 
-    with tempfile.TemporaryDirectory(prefix="autodeploy-triton-") as folder, knobs.cache.scope():
-        with knobs.compilation.scope():
-            knobs.cache.dir = folder
-            knobs.compilation.disable_line_info = True
-            knobs.compilation.always_compile = True
-            yield
+    settings = knobs.cache.scope(), knobs.compilation.scope()
+    with tempfile.TemporaryDirectory(prefix="autodeploy-triton-") as folder, settings[0], settings[1]:
+        knobs.cache.dir = folder
+        knobs.compilation.disable_line_info = True
+        knobs.compilation.always_compile = True
+        yield

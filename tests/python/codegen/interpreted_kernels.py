@@ -76,7 +76,8 @@ def _stand_in() -> ModuleType:
             shape = np.broadcast_shapes(*blocks) if blocks else ()
             arrays = [torch.from_numpy(np.array(a.handle.data, dtype=np.float32)) for a in args]
             result = function(*arrays).numpy().reshape(shape or (1,))
-            return tl.tensor(TensorHandle(result, tl.float32), tl.block_type(tl.float32, list(shape)) if shape else tl.float32)
+            kind = tl.block_type(tl.float32, list(shape)) if shape else tl.float32
+            return tl.tensor(TensorHandle(result, tl.float32), kind)
 
         return call
 

@@ -19,7 +19,7 @@ ACTS = ("bfloat16", "float16", "float32")
 DTYPES = ("act", "f32", "i64", "bool")
 SHAPE = (3, 40)
 OPS = [op for op in REGION_OPS if op not in ("const", "where")]
-# Several roundings where the reference has its own formula; in float32. Otherwise an ulp, as elementary functions differ.
+# In float32, several roundings where the reference has its own formula; else an ulp: elementary functions differ.
 LOOSE = {"softplus": 4.0, "sigmoid": 3.0, "silu": 3.0, "rsqrt": 2.0, "pow": 3.0}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 0.5, -1.5, 1e-3, 30.0, -30.0, float("inf"), float("-inf"), float("nan")]
 
@@ -149,7 +149,7 @@ def test_constants(value: float, act: str) -> None:
 
 @pytest.mark.parametrize("op", ["floor_div", "fmod", "pow"])
 def test_integers_beyond_the_reference(op: str) -> None:
-    """Division by zero gives 0, the least integer divided by -1 wraps, powers with negative exponents are 0, 1 or -1."""
+    """Division by zero gives 0, the least integer by -1 wraps, powers with negative exponents are 0, 1 or -1."""
     least = -(2**63)
     a = torch.tensor([5, -5, 0, least, 7, -7, 1, -1, -1, 2, 3, -2], dtype=torch.int64)
     b = torch.tensor([0, 0, 0, -1, -1, 2, -3, -3, -2, -1, 39, 63], dtype=torch.int64)
