@@ -51,7 +51,7 @@ template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 // Arrays for the program's inputs other than token_ids and positions; kept alive by the result.
-std::vector<py::array> set_inputs(Executor& executor, const py::dict& inputs, int64_t T, int64_t R) {
+std::vector<py::array> set_inputs(StepExecutor& executor, const py::dict& inputs, int64_t T, int64_t R) {
   const ProgramSpec& program = executor.program();
   std::vector<py::array> kept;
   for (const auto& [key, value] : inputs) {
@@ -75,7 +75,7 @@ py::dict run_step(Runner& runner, const Array<int64_t>& token_ids, const Array<i
                   const Array<int32_t>& query_start, const Array<int32_t>& kv_len, const Array<int32_t>& slot,
                   const Array<uint8_t>& has_state, const Array<int32_t>& rows, const py::dict& inputs,
                   const std::vector<int32_t>& taps, const std::optional<Array<int32_t>>& prompt_len) {
-  Executor& executor = runner.executor();
+  StepExecutor& executor = runner.executor();
   const int32_t num_values = static_cast<int32_t>(executor.program().values.size());
   std::vector<bool> tapped(static_cast<size_t>(num_values));
   for (int32_t v : taps) {
@@ -127,20 +127,24 @@ void bind_runner(py::module_& m) {
 The caller says what each step holds, as a StepBatch does; every cache slot owns fixed pages. Not safe for concurrent calls.)")
       .def(py::init([](const std::string& artifact_dir, int64_t max_tokens, int64_t max_seqs,
                        int64_t max_seq_len, int num_threads, bool exact, bool poison, int32_t page_size,
-                       const std::vector<std::string>& plugins) {
+                       const std::vector<std::string>& plugins, const std::string& device,
+                       const std::string& act, bool replay) {
              py::gil_scoped_release release;
              return std::make_unique<Runner>(
                  artifact_dir, RunnerOptions{max_tokens, max_seqs, max_seq_len, num_threads, page_size, exact,
-                                             poison, plugins});
+                                             poison, device, act, replay, plugins});
            }),
            py::arg("artifact_dir"), py::kw_only(), py::arg("max_tokens") = 512, py::arg("max_seqs") = 8,
            py::arg("max_seq_len") = 2048, py::arg("num_threads") = 0, py::arg("exact") = false,
            py::arg("poison") = false, py::arg("page_size") = 0,
-           py::arg("plugins") = std::vector<std::string>{},
+           py::arg("plugins") = std::vector<std::string>{}, py::arg("device") = "cpu",
+           py::arg("act") = "float32", py::arg("replay") = false,
            R"(Loads an artifact.
 
 exact: forbid int8 activations. poison: values are NaN until they are written, and share no memory (tests).
-plugins: libraries with kernels for operators of an author's own.
+plugins: libraries with kernels for operators of an author's own. device: "cpu", "cuda" or "cuda-emulated".
+act: "float32", and on a device "bfloat16" or "float16" (results of that type come as float16, or as uint16 with
+bfloat16's bits). replay: on a device, decode-only steps run as replayed graphs.
 Raises ValueError, OSError or MemoryError.)")
       .def("step", &run_step, py::arg("token_ids"), py::arg("positions"), py::arg("query_start"),
            py::arg("kv_len"), py::arg("slot"), py::arg("has_state"), py::arg("rows"),

@@ -2,6 +2,7 @@
 #include "bindings/bind.h"
 #include "core/error.h"
 #include "core/processors.h"
+#include "runtime/device_library.h"
 
 namespace py = pybind11;
 
@@ -47,6 +48,16 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("available_processors", &autodeploy::available_processors,
         "Processors that affinity and the cgroup quota allow, at least 1.");
+  m.def(
+      "describe_device",
+      [](const std::string& text) {
+        const auto [device, index] = autodeploy::parse_device(text);
+        if (device == "cpu") return py::object(py::dict());
+        return py::module_::import("json").attr("loads")(autodeploy::device_library(device).describe(index));
+      },
+      py::arg("device"),
+      "Name, compute capability, processors and memory of a device, as a dict; ValueError where there is "
+      "none.");
   autodeploy::bind_runner(m);
   if (autodeploy::bind_engine) autodeploy::bind_engine(m);
 }

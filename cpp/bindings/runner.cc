@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "runtime/device_library.h"
 #include "runtime/plugins.h"
 #include "runtime/program_reader.h"
 #include "runtime/weight_program.h"
@@ -28,10 +29,38 @@ CachePlan plan_without_windows(std::vector<StateSpec>& states, const CacheLimits
 
 Runner::Runner(const std::string& artifact_dir, const RunnerOptions& options)
     : options_(options), pool_(options.num_threads) {
-  executor_ =
-      std::make_unique<Executor>(load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins)));
-  const ProgramSpec& program = executor_->program();
-  vocab_size_ = program.vocab_size;
+  if (options.device == "cpu")
+    open_on_host(artifact_dir);
+  else
+    open_on_device(artifact_dir);
+  vocab_size_ = executor_->program().vocab_size;
+  pages_.resize(page_sizes_.size());
+  tables_.resize(page_sizes_.size());
+}
+
+CachePlan Runner::plan(std::vector<StateSpec>& states) {
+  CacheLimits limits;
+  limits.max_seq_len = options_.max_seq_len;
+  limits.max_num_seqs = options_.max_seqs;
+  limits.max_batch_tokens = options_.max_tokens;
+  limits.page_size = options_.page_size;
+  CachePlan plan = plan_without_windows(states, limits);
+  for (const PageGroupPlan& g : plan.groups) {
+    const int64_t per_seq = (options_.max_seq_len + g.page_size - 1) / g.page_size;
+    AD_ICHECK(g.num_pages > per_seq * options_.max_seqs, "the pool holds all pages of all slots");
+    page_sizes_.push_back(g.page_size);
+    pages_per_seq_.push_back(static_cast<int32_t>(per_seq));
+  }
+  has_slots_ = plan.slots.num_slots > 0;
+  return plan;
+}
+
+void Runner::open_on_host(const std::string& artifact_dir) {
+  AD_CHECK(parse_act(options_.act, DType::kF32) == DType::kF32, ErrorKind::kUnsupported,
+           "[runner] expected act float32 on the CPU, found ", options_.act);
+  auto executor =
+      std::make_unique<Executor>(load_program(artifact_dir, DType::kF32, PluginSet::load(options_.plugins)));
+  const ProgramSpec& program = executor->program();
   weights_ = load_weights(load_weight_program(artifact_dir), artifact_dir, program.params, pool_);
   std::vector<ParamBinding> params;
   for (size_t i = 0; i < program.params.size(); ++i) {
@@ -41,30 +70,32 @@ Runner::Runner(const std::string& artifact_dir, const RunnerOptions& options)
         {weights_.plain(name).data, weights_.packed(name), plan.packed_bytes + plan.plain_bytes});
   }
   std::vector<StateSpec> states = program.states;
-  CacheLimits limits;
-  limits.max_seq_len = options.max_seq_len;
-  limits.max_num_seqs = options.max_seqs;
-  limits.max_batch_tokens = options.max_tokens;
-  limits.page_size = options.page_size;
-  const CachePlan plan = plan_without_windows(states, limits);
-  for (const PageGroupPlan& g : plan.groups) {
-    const int64_t per_seq = (options.max_seq_len + g.page_size - 1) / g.page_size;
-    AD_ICHECK(g.num_pages > per_seq * options.max_seqs, "the pool holds all pages of all slots");
-    page_sizes_.push_back(g.page_size);
-    pages_per_seq_.push_back(static_cast<int32_t>(per_seq));
-  }
-  has_slots_ = plan.slots.num_slots > 0;
-  pools_ = std::make_unique<HostStatePools>(plan);
+  pools_ = std::make_unique<HostStatePools>(plan(states));
   ExecutorOptions o;
-  o.max_tokens = o.max_rows = options.max_tokens;
-  o.max_seqs = options.max_seqs;
-  o.max_seq_len = options.max_seq_len;
-  o.exact = options.exact;
-  o.poison = options.poison;
+  o.max_tokens = o.max_rows = options_.max_tokens;
+  o.max_seqs = options_.max_seqs;
+  o.max_seq_len = options_.max_seq_len;
+  o.exact = options_.exact;
+  o.poison = options_.poison;
   o.pool = &pool_;
-  executor_->bind(params, std::move(states), pools_->memory(), o);
-  pages_.resize(plan.groups.size());
-  tables_.resize(plan.groups.size());
+  executor->bind(params, std::move(states), pools_->memory(), o);
+  executor_ = std::move(executor);
+}
+
+void Runner::open_on_device(const std::string& artifact_dir) {
+  const auto [device, index] = parse_device(options_.device);
+  AD_CHECK(index == 0, ErrorKind::kUnsupported, "[runner] expected the first device, found ",
+           options_.device);
+  DeviceExecutorOptions o;
+  o.max_tokens = o.max_rows = options_.max_tokens;
+  o.max_seqs = options_.max_seqs;
+  o.max_seq_len = options_.max_seq_len;
+  o.act = parse_act(options_.act, DType::kF32);
+  o.poison = options_.poison;
+  o.replay = options_.replay;
+  o.num_threads = options_.num_threads;
+  executor_ = device_library(device).open_executor(
+      artifact_dir, o, [this](std::vector<StateSpec>& states) { return plan(states); });
 }
 
 void Runner::check(const RunnerStep& s) const {

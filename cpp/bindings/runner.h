@@ -20,6 +20,9 @@ struct RunnerOptions {
   int32_t page_size = 0;             // tokens; 0: the default
   bool exact = false;                // forbid int8 activations
   bool poison = false;               // values are NaN until written, and share no memory
+  std::string device = "cpu";        // or "cuda", "cuda-emulated"
+  std::string act = "float32";       // what the activation type is bound to; the CPU has float32 alone
+  bool replay = false;               // on a device: decode-only steps as graphs
   std::vector<std::string> plugins;  // libraries of an author's own operators
 };
 
@@ -39,19 +42,22 @@ class Runner {
  public:
   Runner(const std::string& artifact_dir, const RunnerOptions& options);
 
-  Executor& executor() { return *executor_; }
+  StepExecutor& executor() { return *executor_; }
   // Checks a step and makes it the current one; throws Error(kInvalidArgument). The batch is valid until the
   // next call.
   const StepBatch& prepare(RunnerStep step);
 
  private:
+  void open_on_host(const std::string& artifact_dir);
+  void open_on_device(const std::string& artifact_dir);
+  CachePlan plan(std::vector<StateSpec>& states);
   void check(const RunnerStep& step) const;
 
   RunnerOptions options_;
   ThreadPool pool_;
   LoadedWeights weights_;
   std::unique_ptr<HostStatePools> pools_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<StepExecutor> executor_;
   int64_t vocab_size_ = 0;
   bool has_slots_ = false;
   std::vector<int32_t> page_sizes_, pages_per_seq_;  // per group

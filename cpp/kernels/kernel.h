@@ -18,6 +18,9 @@ namespace autodeploy {
 
 struct PackedWeight;   // kernels/cpu/packed_weight.h
 struct RegionProgram;  // kernels/generic/region.h
+namespace cuda {
+struct DeviceStep;  // kernels/cuda/device_step.h
+}
 
 // A function of the step's symbols: constant + t*T + r*R + tr*T*R. In a body T stands for N, the queries of a
 // tile, and R for S, the blocks of keys; products of both occur there alone.
@@ -34,7 +37,9 @@ struct OperandSpec {
   bool present = false;
   DType dtype = DType::kF32;
   std::vector<Dim> shape, stride;
-  const PackedWeight* weight = nullptr;  // set for weight operands of embedding, linear, expert_linear
+  // Set for weight operands of embedding, linear, expert_linear where the backend packs them; where it does
+  // not, they are plain operands.
+  const PackedWeight* weight = nullptr;
   const void* constant = nullptr;  // start of the view's data when the operand is a plain param, else nullptr
 };
 
@@ -62,6 +67,7 @@ struct KernelCall {
   const StepBatch* batch = nullptr;
   uint8_t* workspace = nullptr;  // workspace_bytes() of this kernel, 64-byte aligned; contents undefined
   ThreadPool* pool = nullptr;
+  const cuda::DeviceStep* device = nullptr;  // where the backend is a device: views and states lie there
 };
 
 class Kernel {

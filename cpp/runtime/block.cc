@@ -71,6 +71,7 @@ void Block::bind(const ProgramSpec& program, std::vector<ChosenKernel> chosen,
                  const ExecutorOptions& options) {
   program_ = &program;
   poison_ = options.poison;
+  device_ = options.device;
   memory_ = nullptr;
   plan_memory(chosen, options);
   steps_.clear();
@@ -125,7 +126,7 @@ void Block::add_view(const OperandRef& ref, DType dtype, bool weight, std::span<
     set(ref.shape[i], &view.shape[i]);
     set(ref.stride[i], &view.stride[i]);
   }
-  if (weight) return;
+  if (weight && !device_) return;
   Pointer p{&view.data, nullptr, -1, -1, ref.offset, dtype_size(dtype)};
   if (ref.kind == OperandRef::Kind::kParam) {
     p.base = static_cast<const uint8_t*>(params[static_cast<size_t>(ref.index)].plain);
@@ -210,12 +211,19 @@ void Block::resolve(int64_t tokens, int64_t rows) {
   }
 }
 
-void Block::run(const StepBatch& batch, int64_t tokens, int64_t rows, const Executor::Tap* tap) {
+void Block::run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
+                const cuda::DeviceStep* device_step) {
   resolve(tokens, rows);
-  if (poison_ && memory_) std::memset(memory_, 0xff, static_cast<size_t>(memory_bytes()));
+  if (poison_ && memory_) {
+    if (device_)
+      device_->fill(memory_, 0xff, memory_bytes());
+    else
+      std::memset(memory_, 0xff, static_cast<size_t>(memory_bytes()));
+  }
   for (Step& step : steps_) {
     if (rows == 0 && step.needs_rows) continue;
     step.call.batch = &batch;
+    step.call.device = device_step;
     step.kernel->run(step.call);
     if (tap) {
       for (size_t i = 0; i < step.call.out.size(); ++i) (*tap)(step.instruction->out[i], step.call.out[i]);

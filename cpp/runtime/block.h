@@ -42,7 +42,9 @@ class Block {
   const void* input(size_t i) const { return input_data_[i]; }
 
   // Runs all instructions for so many tokens and rows. Allocates nothing.
-  void run(const StepBatch& batch, int64_t tokens, int64_t rows, const Executor::Tap* tap);
+  // `step` is that of the device, where the options name one: kernels are then put into its queue.
+  void run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
+           const cuda::DeviceStep* step = nullptr);
 
   // A value as the last run left it; valid until memory is used otherwise.
   TensorView value_view(int32_t v) const;
@@ -86,6 +88,7 @@ class Block {
 
   const ProgramSpec* program_ = nullptr;
   bool poison_ = false;
+  ExecutionDevice* device_ = nullptr;
   uint8_t* memory_ = nullptr;
   std::vector<ArenaValue> lifetimes_;
   MemoryPlan plan_;

@@ -46,7 +46,7 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Opens an artifact on the CPU. Throws Error.
+  // Opens an artifact on the device that the options name. Throws Error.
   static std::unique_ptr<Engine> open(const std::string& artifact_dir, const EngineOptions& options = {},
                                       const LoadProgress& progress = {});
 

@@ -18,6 +18,7 @@
 #include "kernels/cpu/packed_weight.h"
 #include "runtime/planner.h"
 #include "runtime/program_spec.h"
+#include "runtime/step_executor.h"
 
 namespace autodeploy {
 
@@ -28,12 +29,32 @@ struct ParamBinding {
   int64_t bytes = 0;                     // resident bytes, for the plan
 };
 
+struct ChoiceContext;  // runtime/executor_choice.h
+struct KernelChoice;
+struct InstructionSpec;
+class Kernel;
+struct KernelEntry;
+
+// A device that runs a program's instructions, where that is not the host.
+class ExecutionDevice {
+ public:
+  virtual ~ExecutionDevice() = default;
+  virtual std::span<const KernelEntry> kernels() const = 0;
+  // The kernel of an `over_keys` instruction, as make_over_keys of runtime/over_keys.h.
+  virtual std::unique_ptr<Kernel> make_over_keys(const ChoiceContext& context,
+                                                 const InstructionSpec& instruction,
+                                                 KernelChoice* choice) = 0;
+  // Sets bytes of its memory, in the order of its queue.
+  virtual void fill(void* memory, uint8_t byte, int64_t bytes) = 0;
+};
+
 struct ExecutorOptions {
   // Largest step: tokens, sequences, rows with logits (at most max_tokens), tokens of one sequence.
   int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
   bool exact = false;   // forbid int8 activations
   bool poison = false;  // for tests: no memory is shared, and every value is NaN or -1 until it is written
-  ThreadPool* pool = nullptr;  // required; outlives the executor
+  ThreadPool* pool = nullptr;         // required; outlives the executor
+  ExecutionDevice* device = nullptr;  // nullptr: the host
 };
 
 // Which kernel serves an instruction, and why the preferred ones do not.
@@ -49,14 +70,14 @@ struct KernelChoice {
   std::vector<KernelChoice> body;
 };
 
-class Executor {
+class Executor final : public StepExecutor {
  public:
   explicit Executor(ProgramSpec program);
-  ~Executor();
+  ~Executor() override;
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
 
-  const ProgramSpec& program() const;
+  const ProgramSpec& program() const override;
 
   // Creates kernels, plans and allocates the arena and touches its pages. `params` stand in program order;
   // `states` are program().states with group and page_size filled; `memory` has one entry per state and is
@@ -65,28 +86,15 @@ class Executor {
   void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
             std::span<const StateMemory> memory, const ExecutorOptions& options);
 
-  // Runs one step; T >= 1. Returns the logits [R, vocab] float32, valid until the next run (no data when R is
-  // 0 or the program has no output "logits"). Allocates nothing. The caller guarantees what StepBatch says;
-  // sizes beyond the options throw Error(kInvalidArgument).
-  TensorView run(const StepBatch& batch);
-
-  // Called with each value right after the instruction that wrote it; the view is valid during the call only.
-  // Values that only live inside a composite's kernel are not seen.
-  using Tap = FunctionRef<void(int32_t value, const TensorView& view)>;
-  TensorView run(const StepBatch& batch, Tap tap);
-
-  // Sets an input other than token_ids and positions for the following runs; `data` is row-major, of the
-  // value's dtype, and stays valid meanwhile. Throws Error(kInvalidArgument) on an unknown name.
-  void set_input(const std::string& name, const void* data);
-
-  // An output of the last run, by name; valid until the next run.
-  TensorView output(const std::string& name) const;
+  // Allocates nothing.
+  TensorView run(const StepBatch& batch) override;
+  TensorView run(const StepBatch& batch, Tap tap) override;
+  void set_input(const std::string& name, const void* data) override;
+  TensorView output(const std::string& name) override;
 
   const MemoryPlan& memory_plan() const;
   const std::vector<KernelChoice>& choices() const;
-  // Every byte and every choice, as a JSON object: {"limits", "memory", "weights", "states", "values",
-  // "instructions"}.
-  std::string plan_json() const;
+  std::string plan_json() const override;
 
  private:
   struct Impl;

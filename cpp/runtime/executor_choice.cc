@@ -34,13 +34,15 @@ class Chooser {
     chosen.choice.op = ins.op;
     chosen.choice.source = ins.source;
     if (ins.body >= 0) {
-      chosen.kernel = make_over_keys(c_, ins, &chosen.choice);
+      ExecutionDevice* device = c_.options.device;
+      chosen.kernel =
+          device ? device->make_over_keys(c_, ins, &chosen.choice) : make_over_keys(c_, ins, &chosen.choice);
       out_.push_back(std::move(chosen));
       return;
     }
     const KernelSpec spec = make_spec(ins);
     bool known = false;
-    for (const KernelEntry& entry : kernel_table()) {
+    for (const KernelEntry& entry : c_.options.device ? c_.options.device->kernels() : kernel_table()) {
       if (ins.op != entry.op) continue;
       known = true;
       std::string why;
@@ -53,7 +55,7 @@ class Chooser {
       chosen.choice.declined.push_back(
           detail::concat(entry.name, ": ", why.empty() ? "gave no reason" : why));
     }
-    if (is_author_op(ins.op) && c_.program.plugins) {
+    if (is_author_op(ins.op) && c_.program.plugins && !c_.options.device) {
       if (const autodeploy_plugin_op* op = c_.program.plugins->find(ins.op)) {
         try {
           chosen.kernel = make_plugin_kernel(*op, spec);
@@ -124,7 +126,7 @@ class Chooser {
     // A composite that has no schema sees whatever form its parts asked for.
     const bool wants_weight =
         ref.weight || (!find_op_schema(ins.op) && !is_author_op(ins.op) && param.used_as_weight);
-    if (wants_weight && ref.whole) {
+    if (wants_weight && ref.whole && !c_.options.device) {
       o.weight = binding.packed;
     } else if (binding.plain) {
       o.constant = static_cast<const uint8_t*>(binding.plain) + ref.offset.constant * dtype_size(param.dtype);

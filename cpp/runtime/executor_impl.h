@@ -26,7 +26,6 @@ struct Executor::Impl {
   void bind(std::span<const ParamBinding> params, std::vector<StateSpec> state_specs,
             std::span<const StateMemory> memory, const ExecutorOptions& opts);
   void allocate_arena();
-  void check_batch(const StepBatch& batch) const;
   void run(const StepBatch& batch, const Tap* tap);
 };
 

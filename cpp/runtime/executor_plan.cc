@@ -3,6 +3,7 @@
 
 #include "core/error.h"
 #include "runtime/executor_impl.h"
+#include "runtime/executor_plan.h"
 
 namespace autodeploy {
 namespace {
@@ -40,26 +41,30 @@ void Executor::Impl::allocate_arena() {
 
 std::string Executor::plan_json() const {
   const Impl& p = *impl_;
+  return executor_plan_json(p.program, p.options, p.bindings, p.states, p.block);
+}
+
+std::string executor_plan_json(const ProgramSpec& program, const ExecutorOptions& options,
+                               std::span<const ParamBinding> bindings,
+                               const std::vector<StateSpec>& state_specs, const Block& block) {
   Json plan;
-  plan["limits"] = {{"max_tokens", p.options.max_tokens},
-                    {"max_seqs", p.options.max_seqs},
-                    {"max_rows", p.options.max_rows},
-                    {"max_seq_len", p.options.max_seq_len},
-                    {"exact", p.options.exact},
-                    {"num_threads", p.options.pool ? p.options.pool->num_threads() : 0}};
+  plan["limits"] = {
+      {"max_tokens", options.max_tokens}, {"max_seqs", options.max_seqs},
+      {"max_rows", options.max_rows},     {"max_seq_len", options.max_seq_len},
+      {"exact", options.exact},           {"num_threads", options.pool ? options.pool->num_threads() : 0}};
   int64_t weight_bytes = 0;
   Json weights = Json::array();
-  for (size_t i = 0; i < p.bindings.size(); ++i) {
-    weight_bytes += p.bindings[i].bytes;
-    weights.push_back({{"name", p.program.params[i].name}, {"bytes", p.bindings[i].bytes}});
+  for (size_t i = 0; i < bindings.size(); ++i) {
+    weight_bytes += bindings[i].bytes;
+    weights.push_back({{"name", program.params[i].name}, {"bytes", bindings[i].bytes}});
   }
   plan["memory"] = {{"weights", weight_bytes},
-                    {"arena", p.block.plan().arena_bytes},
-                    {"arena_lower_bound", p.block.plan().lower_bound},
-                    {"workspace", p.block.plan().workspace_bytes}};
+                    {"arena", block.plan().arena_bytes},
+                    {"arena_lower_bound", block.plan().lower_bound},
+                    {"workspace", block.plan().workspace_bytes}};
   plan["weights"] = std::move(weights);
   Json states = Json::array();
-  for (const StateSpec& s : p.states) {
+  for (const StateSpec& s : state_specs) {
     int64_t bytes = 0;
     for (const StateComponentSpec& c : s.components) {
       int64_t n = dtype_size(c.dtype);
@@ -80,11 +85,11 @@ std::string Executor::plan_json() const {
   }
   plan["states"] = std::move(states);
   Json values = Json::array();
-  for (size_t i = 0; i < p.block.plan().values.size(); ++i) {
-    const PlannedValue& v = p.block.plan().values[i];
+  for (size_t i = 0; i < block.plan().values.size(); ++i) {
+    const PlannedValue& v = block.plan().values[i];
     if (v.offset < 0) continue;
-    const ArenaValue& life = p.block.lifetimes()[i];
-    Json line = {{"value", i},          {"name", p.program.values[i].name},
+    const ArenaValue& life = block.lifetimes()[i];
+    Json line = {{"value", i},          {"name", program.values[i].name},
                  {"offset", v.offset},  {"bytes", life.bytes},
                  {"first", life.first}, {"last", life.last}};
     if (v.shares >= 0) line["in_place_of"] = v.shares;
@@ -92,7 +97,7 @@ std::string Executor::plan_json() const {
   }
   plan["values"] = std::move(values);
   Json instructions = Json::array();
-  for (const KernelChoice& c : p.block.choices()) instructions.push_back(choice_json(c));
+  for (const KernelChoice& c : block.choices()) instructions.push_back(choice_json(c));
   plan["instructions"] = std::move(instructions);
   return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
 }

@@ -153,7 +153,8 @@ def run_interpreter(made: OneOp, steps: list[tuple[Batch, dict[str, torch.Tensor
 
 
 def run_runtime(
-    made: OneOp, steps: list[tuple[Batch, dict[str, torch.Tensor]]], folder: Path, threads: int, exact: bool
+    made: OneOp, steps: list[tuple[Batch, dict[str, torch.Tensor]]], folder: Path, threads: int, exact: bool,
+    device: str = "cpu", replay: bool = False,
 ) -> list[list[torch.Tensor]]:
     from autodeploy._load_native import load_native
 
@@ -165,6 +166,8 @@ def run_runtime(
         num_threads=threads,
         exact=exact,
         poison=True,
+        device=device,
+        replay=replay,
     )
     results = []
     for batch, inputs in steps:

@@ -10,6 +10,7 @@ from autodeploy.ops import OPS, Batch, Sample
 from autodeploy.ops.generic import GenericSample, samples
 from autodeploy.testing.compare import first_difference
 from autodeploy.testing.tolerances import INT8_OP_TOLERANCE, OP_TOLERANCE
+from devices import DEVICES
 
 CANONICAL = [n for n, op in OPS.items() if op.in_program]
 GENERIC = sorted({s.op for s in samples()})
@@ -74,6 +75,29 @@ def test_the_runtime_runs_every_generic_sample(op, tmp_path):
     for k, sample in enumerate(of(op)):
         made = generic_program_of(sample)
         (found,) = run_runtime(made, [(Batch.of([1]), generic_inputs(sample))], tmp_path / str(k), 2, exact=True)
+        check(f"{op} {sample.name}", found, sample.expected())
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("replay", [False, True], ids=["launched", "replayed"])
+@pytest.mark.parametrize("name", CANONICAL)
+def test_a_device_runs_every_sample(name, replay, device, tmp_path):
+    for k, sample in enumerate(OPS[name].samples()):
+        made = program_of(name, sample)
+        found = run_runtime(made, steps_of(name, sample), tmp_path / str(k), 1, True, device, replay)
+        for i, (a, b) in enumerate(zip(found, OPS[name].expected(sample), strict=True)):
+            check(f"{name} {sample.name} step {i}", a, b)
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("op", GENERIC)
+def test_a_device_runs_every_generic_sample(op, device, tmp_path):
+    for k, sample in enumerate(of(op)):
+        made = generic_program_of(sample)
+        steps = [(Batch.of([1]), generic_inputs(sample))]
+        (found,) = run_runtime(made, steps, tmp_path / str(k), 1, True, device)
         check(f"{op} {sample.name}", found, sample.expected())
 
 

@@ -1,0 +1,217 @@
+// Runs kernels on the host, one block after another, a fiber for each thread: for tests where there is no
+// GPU. Emulates what our kernels use of CUDA: block and warp barriers, shuffles and votes, atomics, shared
+// memory, streams and graphs (recorded closures). Threads of a block run in an order of their own between
+// barriers, so that code which forgets one gives wrong results; memory of other blocks is as after their end.
+// Not emulated: clusters, TMA, wgmma, waiting for other blocks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "core/error.h"
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __constant__
+#undef __launch_bounds__
+#undef __forceinline__
+#undef __align__
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static thread_local
+#define __constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+#define __align__(n) alignas(n)
+
+namespace autodeploy::cuda::simt {
+
+constexpr size_t kMaxShared = 227 * 1024;
+constexpr int kMaxThreads = 1024;
+
+// A queue of work that runs at once, or is recorded.
+struct Stream {
+  std::vector<std::function<void()>>* recording = nullptr;
+};
+// Counts what was run or recorded, for tests.
+inline int64_t g_launches = 0;
+
+template <class F>
+void enqueue(Stream* stream, F&& work) {
+  ++g_launches;
+  if (stream && stream->recording)
+    stream->recording->emplace_back(std::forward<F>(work));
+  else
+    work();
+}
+
+void run_grid(const dim3& grid, const dim3& block, size_t shared, const std::function<void()>& body);
+
+// ---- of the running thread ----
+
+struct Thread {
+  uint3 thread_idx{}, block_idx{};
+  dim3 block_dim, grid_dim;
+};
+Thread& current();
+uint8_t* dynamic_shared();
+int lane();
+
+void sync_block();
+// Sums an int over the block.
+int sync_block_count(int predicate);
+
+constexpr int kExchangeBytes = 64;
+// Gives each lane of `mask` the values of all: a pointer to 32 slots of kExchangeBytes, valid until this
+// lane's next exchange.
+const uint8_t* exchange(uint32_t mask, const void* value, size_t bytes);
+
+template <class T>
+T from_lane(uint32_t mask, T value, int source) {
+  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= kExchangeBytes);
+  const uint8_t* slots = exchange(mask, &value, sizeof(T));
+  if (source < 0 || source >= 32 || !(mask >> source & 1u)) return value;
+  T result;
+  std::memcpy(&result, slots + source * kExchangeBytes, sizeof(T));
+  return result;
+}
+
+}  // namespace autodeploy::cuda::simt
+
+#define threadIdx (::autodeploy::cuda::simt::current().thread_idx)
+#define blockIdx (::autodeploy::cuda::simt::current().block_idx)
+#define blockDim (::autodeploy::cuda::simt::current().block_dim)
+#define gridDim (::autodeploy::cuda::simt::current().grid_dim)
+
+namespace autodeploy::cuda {
+
+using std::max;
+using std::min;
+
+inline void __syncthreads() { simt::sync_block(); }
+inline int __syncthreads_or(int p) { return simt::sync_block_count(p != 0) != 0; }
+inline int __syncthreads_and(int p) { return simt::sync_block_count(p == 0) == 0; }
+inline int __syncthreads_count(int p) { return simt::sync_block_count(p != 0); }
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  const uint32_t none = 0;
+  simt::exchange(mask, &none, sizeof(none));
+}
+
+template <class T>
+T __shfl_sync(uint32_t mask, T v, int source, int width = 32) {
+  const int lane = simt::lane();
+  return simt::from_lane(mask, v, lane / width * width + (source % width + width) % width);
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T v, int bits, int width = 32) {
+  const int lane = simt::lane(), source = lane ^ bits;
+  return simt::from_lane(mask, v, source / width == lane / width ? source : lane);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T v, unsigned delta, int width = 32) {
+  const int lane = simt::lane(), source = lane + static_cast<int>(delta);
+  return simt::from_lane(mask, v, source / width == lane / width ? source : lane);
+}
+template <class T>
+T __shfl_up_sync(uint32_t mask, T v, unsigned delta, int width = 32) {
+  const int lane = simt::lane(), source = lane - static_cast<int>(delta);
+  return simt::from_lane(mask, v, source >= lane / width * width ? source : lane);
+}
+inline uint32_t __ballot_sync(uint32_t mask, int p) {
+  const uint32_t bit = p != 0;
+  const uint8_t* slots = simt::exchange(mask, &bit, sizeof(bit));
+  uint32_t result = 0;
+  for (int i = 0; i < 32; ++i) {
+    uint32_t b = 0;
+    if (mask >> i & 1u) std::memcpy(&b, slots + i * simt::kExchangeBytes, sizeof(b));
+    result |= b << i;
+  }
+  return result;
+}
+inline int __any_sync(uint32_t mask, int p) { return __ballot_sync(mask, p) != 0; }
+inline int __all_sync(uint32_t mask, int p) { return __ballot_sync(mask, p) == mask; }
+
+// Blocks run one after another and threads switch at barriers alone, so every operation is atomic.
+template <class T>
+T atomicAdd(T* p, std::type_identity_t<T> v) {
+  const T old = *p;
+  *p = static_cast<T>(old + v);
+  return old;
+}
+template <class T>
+T atomicMax(T* p, std::type_identity_t<T> v) {
+  const T old = *p;
+  if (v > old) *p = v;
+  return old;
+}
+template <class T>
+T atomicMin(T* p, std::type_identity_t<T> v) {
+  const T old = *p;
+  if (v < old) *p = v;
+  return old;
+}
+template <class T>
+T atomicExch(T* p, std::type_identity_t<T> v) {
+  return std::exchange(*p, v);
+}
+template <class T>
+T atomicOr(T* p, std::type_identity_t<T> v) {
+  const T old = *p;
+  *p = old | v;
+  return old;
+}
+template <class T>
+T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> v) {
+  const T old = *p;
+  if (old == expected) *p = v;
+  return old;
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcg(T* p, T v) {
+  *p = v;
+}
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
+template <class To, class From>
+To simt_bits(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  std::memcpy(&y, &x, sizeof(y));
+  return y;
+}
+inline uint32_t __float_as_uint(float x) { return simt_bits<uint32_t>(x); }
+inline int32_t __float_as_int(float x) { return simt_bits<int32_t>(x); }
+inline float __uint_as_float(uint32_t x) { return simt_bits<float>(x); }
+inline float __int_as_float(int32_t x) { return simt_bits<float>(x); }
+
+}  // namespace autodeploy::cuda

@@ -1,0 +1,140 @@
+// rms_norm (Zhang and Sennrich 2019), layer_norm (Ba et al. 2016), and both with a residual addition before:
+// one block for each row.
+#include "kernels/cuda/spec.h"
+
+namespace autodeploy::cuda {
+namespace {
+
+struct NormArgs {
+  DeviceRows x, residual, y, sum;  // residual and sum where a residual is added
+  const void *weight = nullptr, *bias = nullptr;
+  int64_t len = 0;
+  float eps = 0, offset = 0;  // rms_norm: y = xhat * (offset + weight)
+  bool layer = false;
+};
+
+constexpr int kThreads = 256;
+
+// The sum of x and residual is rounded to T before it is normed, as it is where it is stored.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads) norm_kernel(NormArgs a) {
+  __shared__ float shared[33];
+  wait_for_previous();
+  let_next_start();
+  const int64_t r = blockIdx.x;
+  const T* x = a.x.row<const T>(r);
+  T* y = a.y.row<T>(r);
+  if (a.residual.data) {
+    const T* residual = a.residual.row<const T>(r);
+    T* sum = a.sum.row<T>(r);
+    for (int64_t i = threadIdx.x; i < a.len; i += kThreads)
+      sum[i] = from_float<T>(to_float(x[i]) + to_float(residual[i]));
+    x = sum;  // each thread reads what it wrote
+  }
+  const float n = static_cast<float>(a.len);
+  float mean = 0;
+  if (a.layer) {
+    for (int64_t i = threadIdx.x; i < a.len; i += kThreads) mean += to_float(x[i]);
+    mean = block_sum(mean, shared) / n;
+  }
+  float square = 0;
+  for (int64_t i = threadIdx.x; i < a.len; i += kThreads) {
+    const float d = to_float(x[i]) - mean;
+    square += d * d;
+  }
+  const float scale = 1.0f / sqrtf(block_sum(square, shared) / n + a.eps);
+  const W* weight = static_cast<const W*>(a.weight);
+  const W* bias = static_cast<const W*>(a.bias);
+  for (int64_t i = threadIdx.x; i < a.len; i += kThreads) {
+    const float xhat = (to_float(x[i]) - mean) * scale;
+    float v = xhat * (weight ? (a.layer ? 0.0f : a.offset) + to_float(weight[i]) : 1.0f);
+    if (bias) v += to_float(bias[i]);
+    y[i] = from_float<T>(v);
+  }
+}
+
+struct NormState {
+  bool residual = false, layer = false;
+  DType dtype = DType::kF32, weight_dtype = DType::kF32;
+  float eps = 0, offset = 0;
+};
+
+void run_norm(const NormState& s, const KernelCall& call) {
+  NormArgs a;
+  a.len = call.in[0].shape[static_cast<size_t>(call.in[0].ndim - 1)];
+  a.x = DeviceRows(call.in[0], 1);
+  a.y = DeviceRows(call.out[0], 1);
+  if (s.residual) {
+    a.residual = DeviceRows(call.in[1], 1);
+    a.sum = DeviceRows(call.out[1], 1);
+  }
+  const size_t w = s.residual ? 2 : 1;
+  a.weight = call.in[w].data;
+  if (s.layer) a.bias = call.in[w + 1].data;
+  a.eps = s.eps, a.offset = s.offset, a.layer = s.layer;
+  const LaunchConfig config{dim3(static_cast<unsigned>(a.x.rows)), dim3(kThreads), stream_of(call), 0, true};
+  dispatch_act(s.dtype, [&](auto t) {
+    using T = typename decltype(t)::type;
+    if (s.weight_dtype == s.dtype)
+      launch(config, norm_kernel<T, T>, a);
+    else
+      launch(config, norm_kernel<T, float>, a);
+  });
+}
+
+std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, bool residual, bool layer) {
+  const SpecCheck check(spec);
+  check.arity(size_t{2} + residual + layer, residual ? 2 : 1);
+  const OperandSpec& x = check.input(0, "x [M, H]", 1, 1, true);
+  check.that(check.static_dim(x, "x", x.shape.size() - 1) > 0, "rows that are not empty",
+             shape_text(x.shape));
+  if (residual) check.shape(check.input(1, "residual [M, H]", 1, 1, true), "residual", x.shape);
+  NormState state{residual, layer, x.dtype, x.dtype};
+  for (size_t i = residual ? 2 : 1; i < spec.in.size(); ++i) {
+    const OperandSpec* w = check.optional_input(i, "weight or bias [H]", 1, 1);
+    if (!w) continue;
+    check.shape(*w, "weight or bias", {x.shape.back()});
+    if (w->dtype != x.dtype) state.weight_dtype = w->dtype;
+  }
+  for (size_t i = 0; i < spec.out.size(); ++i)
+    check.shape(check.output(i, "a result [M, H]", 1, 1, true), "a result", x.shape);
+  state.eps = static_cast<float>(check.finite("eps"));
+  if (!layer) state.offset = static_cast<float>(check.finite("offset"));
+  for (const auto* list : {&spec.in, &spec.out}) {
+    for (const OperandSpec& o : *list) {
+      if (!o.present || o.dtype == x.dtype ||
+          (list == &spec.in && o.dtype == DType::kF32 && o.shape.size() == 1))
+        continue;
+      *why = "it takes operands of one float dtype, and weights of that or float32";
+      return nullptr;
+    }
+  }
+  for (size_t i = residual ? 2 : 1; i < spec.in.size(); ++i) {
+    if (spec.in[i].present && spec.in[i].dtype != state.weight_dtype) {
+      *why = "weight and bias have different dtypes";
+      return nullptr;
+    }
+  }
+  if (!is_float(x.dtype)) {
+    *why = "it takes floats";
+    return nullptr;
+  }
+  return make_function_kernel(spec.op + ".plain", state, run_norm);
+}
+
+}  // namespace
+
+std::unique_ptr<Kernel> make_rms_norm(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, false, false);
+}
+std::unique_ptr<Kernel> make_add_rms_norm(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, true, false);
+}
+std::unique_ptr<Kernel> make_layer_norm(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, false, true);
+}
+std::unique_ptr<Kernel> make_add_layer_norm(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, true, true);
+}
+
+}  // namespace autodeploy::cuda

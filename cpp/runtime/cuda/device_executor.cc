@@ -1,0 +1,81 @@
+#include "runtime/cuda/device_executor.h"
+
+#include <utility>
+
+#include "core/error.h"
+#include "kernels/cuda/spec.h"
+#include "runtime/executor_checks.h"
+#include "runtime/executor_choice.h"
+#include "runtime/executor_plan.h"
+
+namespace autodeploy::cuda {
+
+DeviceExecutor::DeviceExecutor(ProgramSpec program, Queue* queue)
+    : program_(std::move(program)), queue_(queue) {
+  for (const NamedValue& n : program_.inputs) {
+    input_kinds_.push_back(n.name == "token_ids"   ? InputKind::kTokenIds
+                           : n.name == "positions" ? InputKind::kPositions
+                                                   : InputKind::kExtra);
+  }
+  logits_ = program_.output("logits");
+  block_.declare_inputs(program_.inputs.size());
+}
+
+void DeviceExecutor::bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
+                          std::span<const StateMemory> memory, const ExecutorOptions& options) {
+  check_options(options);
+  check_params(program_, params, true);
+  check_states(program_, states, memory);
+  options_ = options;
+  options_.device = this;
+  bindings_.assign(params.begin(), params.end());
+  states_ = std::move(states);
+  block_.bind(program_, choose_kernels({program_, program_.regions, bindings_, states_, options_}), bindings_,
+              memory, options_);
+}
+
+void DeviceExecutor::allocate() {
+  arena_ = DeviceMemory(block_.memory_bytes(), "the values of a step");
+  block_.attach(arena_.data());
+}
+
+void DeviceExecutor::enqueue(const StepBatch& batch, const DeviceStep& step, const StepExecutor::Tap* tap) {
+  for (size_t i = 0; i < program_.inputs.size(); ++i) {
+    if (input_kinds_[i] == InputKind::kTokenIds) block_.set_input(i, step.token_ids);
+    if (input_kinds_[i] == InputKind::kPositions) block_.set_input(i, step.positions);
+    AD_CHECK(block_.input(i), ErrorKind::kInvalidArgument, "[executor] expected data for the input '",
+             program_.inputs[i].name, "', found none: set_input before run");
+  }
+  block_.run(batch, step.num_tokens, step.num_rows, tap, &step);
+  if (const char* error = take_launch_error())
+    throw Error(ErrorKind::kInternal,
+                detail::concat("[cuda] expected every kernel to start, found: ", error));
+}
+
+void DeviceExecutor::set_input(const std::string& name, const void* data) {
+  for (size_t i = 0; i < program_.inputs.size(); ++i) {
+    if (program_.inputs[i].name == name && input_kinds_[i] == InputKind::kExtra)
+      return block_.set_input(i, data);
+  }
+  throw Error(ErrorKind::kInvalidArgument,
+              detail::concat("[executor] expected an input of the program, found '", name, "'"));
+}
+
+TensorView DeviceExecutor::logits() const { return logits_ < 0 ? TensorView{} : block_.value_view(logits_); }
+
+std::string DeviceExecutor::plan_json() const {
+  return executor_plan_json(program_, options_, bindings_, states_, block_);
+}
+
+std::span<const KernelEntry> DeviceExecutor::kernels() const { return kernel_table(); }
+
+std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext&,
+                                                       const InstructionSpec& instruction, KernelChoice*) {
+  throw Error(ErrorKind::kUnsupported,
+              detail::concat("[program.json: ", instruction.where, ", ", instruction.source,
+                             "] expected a kernel for over_keys, found none for the GPU"));
+}
+
+void DeviceExecutor::fill(void* memory, uint8_t byte, int64_t bytes) { queue_->fill(memory, byte, bytes); }
+
+}  // namespace autodeploy::cuda

@@ -1,0 +1,63 @@
+// Runs a Program on the device.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/block.h"
+#include "runtime/cuda/device_api.h"
+#include "runtime/cuda/step_upload.h"
+#include "runtime/executor.h"
+
+namespace autodeploy::cuda {
+
+// The instructions of a Program as launches into a queue. Memory and states belong to others.
+class DeviceExecutor final : private ExecutionDevice {
+ public:
+  DeviceExecutor(ProgramSpec program, Queue* queue);
+
+  const ProgramSpec& program() const { return program_; }
+
+  // See Executor::bind; params and memory are on the device, and may be filled in until allocate(): what is
+  // planned depends on their sizes alone. options.device is set here.
+  void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
+            std::span<const StateMemory> memory, const ExecutorOptions& options);
+
+  int64_t arena_bytes() const { return block_.memory_bytes(); }
+  void allocate();
+
+  // Puts a step into the queue: its arrays are on the device or on their way there. A tap sees views of the
+  // device's memory, while the queue still works. Throws Error(kInternal) where a launch fails.
+  void enqueue(const StepBatch& batch, const DeviceStep& step, const StepExecutor::Tap* tap = nullptr);
+
+  // Of an input other than token_ids and positions, on the device.
+  void set_input(const std::string& name, const void* data);
+  // A value of the last step put into the queue, on the device.
+  TensorView value(int32_t v) const { return block_.value_view(v); }
+  TensorView logits() const;
+
+  const Block& block() const { return block_; }
+  const std::vector<StateSpec>& states() const { return states_; }
+  std::string plan_json() const;
+
+ private:
+  enum class InputKind : uint8_t { kTokenIds, kPositions, kExtra };
+
+  std::span<const KernelEntry> kernels() const override;
+  std::unique_ptr<Kernel> make_over_keys(const ChoiceContext& context, const InstructionSpec& instruction,
+                                         KernelChoice* choice) override;
+  void fill(void* memory, uint8_t byte, int64_t bytes) override;
+
+  ProgramSpec program_;
+  Queue* queue_;
+  ExecutorOptions options_;
+  std::vector<ParamBinding> bindings_;
+  std::vector<StateSpec> states_;
+  Block block_;
+  DeviceMemory arena_;
+  std::vector<InputKind> input_kinds_;
+  int32_t logits_ = -1;
+};
+
+}  // namespace autodeploy::cuda

@@ -1,0 +1,52 @@
+// Brings the arrays of a step to the device in one copy.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/step_batch.h"
+#include "kernels/cuda/device_step.h"
+#include "runtime/cuda/device_api.h"
+
+namespace autodeploy::cuda {
+
+// Sizes that the arrays of a step are laid out for.
+struct StepSizes {
+  int64_t tokens = 0, seqs = 0, rows = 0;
+  bool operator==(const StepSizes&) const = default;
+};
+
+// The arrays' places depend on the sizes alone, so that a graph recorded for sizes finds them in every
+// replay; the lists of pages, whose length differs from step to step, come last.
+class StepUpload {
+ public:
+  // Room for steps of these sizes, with lists of at most max_pages pages in all groups together; page_sizes:
+  // of each group, tokens. `slots`: steps that may be on their way at the same time.
+  StepUpload(const StepSizes& most, std::vector<int32_t> page_sizes, int64_t max_pages, int slots);
+
+  // Writes the batch, filled up with null sequences to `sizes` (each one token, one row), into pinned memory
+  // and puts its copy into the queue. token_rows: see Step::token_rows; empty where all tokens are known. The
+  // result's max_kv_len is that of the batch. A slot's memory is free again when its copy has passed.
+  DeviceStep put(const StepBatch& batch, std::span<const int32_t> token_rows, const StepSizes& sizes,
+                 int slot, Queue& queue);
+
+  // Where the arrays of a step of these sizes lie; sizes known at recording.
+  DeviceStep layout(const StepSizes& sizes) const;
+  // [T] of the last put(), on the device.
+  const int32_t* token_rows(const StepSizes& sizes) const;
+
+  int64_t bytes() const { return device_.bytes(); }
+  int64_t pinned_bytes() const;
+
+ private:
+  struct Places;
+  Places places(const StepSizes& sizes) const;
+
+  std::vector<int32_t> page_sizes_;  // of each group
+  int64_t num_groups_, max_pages_;
+  DeviceMemory device_;
+  std::vector<PinnedMemory> pinned_;
+};
+
+}  // namespace autodeploy::cuda
