@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from kernel_programs import native, step_arguments, write_folder
 from test_kernels import SAMPLES, joined_widths, make_case, step_inputs
 
 from autodeploy.artifact.program import Param, Program, Value
-from autodeploy.ops import Op, Sample
-from autodeploy.ops.base import Step
+from autodeploy.ops import OPS, Op, Sample, schedule
+from autodeploy.ops.base import Step, random
 from autodeploy.testing.tolerances import OP_TOLERANCE
 from devices import DEVICES
 
@@ -135,6 +137,48 @@ def test_operands_of_different_types(op: Op, sample: Sample, device: str, tmp_pa
 @pytest.mark.parametrize(("op", "sample"), MIXERS)
 def test_joined_operands_and_replayed_steps(op: Op, sample: Sample, act: str, device: str, tmp_path: Path) -> None:
     check_on_device(op, sample, tmp_path, device, act, joined=bool(joined_widths(op, sample)), replay=True)
+
+
+def wide_sample(name: str, shapes: dict[str, tuple[int, ...]], fixed: dict[str, torch.Tensor], attrs: dict) -> Any:
+    """Token operands of the given shapes per token, over prefills, chunks and decodes."""
+    steps = []
+    for i, batch in enumerate(schedule({1: 3, 2: 11}, {1: 1, 2: 1}, {2: 1, 1: 10})):
+        tokens = {
+            n: random(10 * i + j, batch.num_tokens, *shape, scale=0.5) for j, (n, shape) in enumerate(shapes.items())
+        }
+        tokens |= {n: torch.sigmoid(x) for n, x in tokens.items() if n in ("beta", "dt")}
+        tokens |= {n: -x.abs() for n, x in tokens.items() if n in ("g", "gate")}
+        operands = {n: tokens.get(n, fixed.get(n)) for n in OPS[name].operands}
+        steps.append(Step(batch, operands))
+    width = max(shape[-1] for shape in shapes.values())
+    return pytest.param(OPS[name], Sample(f"wide_{width}", attrs, tuple(steps)), id=f"{name}-{width}")
+
+
+def wide_samples() -> Iterator[Any]:
+    """States and heads of widths that the samples do not reach."""
+    for n in (30, 100, 130, 500, 1000, 1030):
+        ssd = {"softplus": False, "dt_min": 0.0, "dt_max": 10.0}
+        yield wide_sample("ssd", {"x": (2, 3), "dt": (2,), "b": (1, n), "c": (1, n)}, {"a": -random(1, 2).exp()}, ssd)
+        delta = {"q": (1, n), "k": (1, n), "v": (2, 5), "beta": (2,)}
+        attrs = {"scale": 0.3, "l2norm": True, "eps": 1e-6}
+        yield wide_sample("gated_delta_rule", delta | {"g": (2, n) if n % 100 else (2,)}, {}, attrs)
+        memory = {"q": (2, n), "k": (2, n), "v": (2, 35)}
+        yield wide_sample("linear_attention", memory | {"gate": (2,)}, {}, {"scale": n**-0.5})
+        gates = {"input_gate": (2,), "forget_gate": (2,)}
+        yield wide_sample("mlstm", memory | gates, {}, {"scale": n**-0.5, "eps": 1e-6})
+        scan = {"x": (6,), "dt": (6,), "b": (n,), "c": (n,)}
+        yield wide_sample("selective_scan", scan, {"a": -random(1, 6, n).exp()}, {"softplus": False})
+    attrs = {"scale": 0.05, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0}
+    for q_heads, kv_heads, width, value_width in ((5, 1, 576, 512), (2, 2, 30, 300), (3, 1, 4000, 8), (2, 1, 20, 257)):
+        heads = {"q": (q_heads, width), "k": (kv_heads, width), "v": (kv_heads, value_width)}
+        yield wide_sample("attention", heads, {"sinks": random(4, q_heads)}, attrs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("act", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "sample"), wide_samples())
+def test_wide_states_and_heads(op: Op, sample: Sample, act: str, device: str, tmp_path: Path) -> None:
+    check_on_device(op, sample, tmp_path, device, act)
 
 
 def test_all_mixers_are_covered() -> None:
