@@ -39,6 +39,13 @@ int64_t slot_bytes(std::vector<StateSpec> states, CacheLimits limits) {
 
 }  // namespace
 
+LoadFormat parse_load_format(std::string_view text) {
+  if (text == "auto") return LoadFormat::kAuto;
+  AD_CHECK(text == "dummy", ErrorKind::kInvalidArgument,
+           "[engine] load_format: expected auto or dummy, found ", text);
+  return LoadFormat::kDummy;
+}
+
 CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model,
                            std::vector<StateSpec> states, int64_t available_bytes) {
   check_options(options, model);

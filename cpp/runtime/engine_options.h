@@ -3,12 +3,19 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cache_manager/cache_plan.h"
 #include "core/state.h"
 
 namespace autodeploy {
+
+// Where weights come from.
+enum class LoadFormat : uint8_t {
+  kAuto,   // the checkpoint, or the artifact that holds them
+  kDummy,  // nowhere: they are made up (runtime/dummy_weights.h)
+};
 
 // 0 leaves a choice to the engine.
 struct EngineOptions {
@@ -20,10 +27,15 @@ struct EngineOptions {
   int num_threads = 0;           // the processors that affinity and cgroup allow
   bool exact = false;            // no int8 activations: results equal those of dequantized weights in float32
   bool prefault = false;         // back the caches with memory at the start rather than at first use
+  LoadFormat load_format = LoadFormat::kAuto;
+  uint64_t dummy_seed = 0;                // of made-up weights
   std::vector<std::string> plugins = {};  // libraries with kernels for operators of an author's own, by path
 };
 
 inline constexpr int kMaxThreads = 1024;
+
+// "auto" or "dummy"; throws Error(kInvalidArgument).
+LoadFormat parse_load_format(std::string_view text);
 
 // Facts that the limits follow from.
 struct ModelFacts {

@@ -66,6 +66,14 @@ PackedWeight plan_packed(const WeightParam& p) {
   return w;
 }
 
+std::vector<int32_t> tensors_of(const WeightExpr& e) {
+  std::vector<int32_t> tensors;
+  collect_tensors(e, tensors);
+  std::sort(tensors.begin(), tensors.end());
+  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
+  return tensors;
+}
+
 const WeightParam& find_param(const WeightProgram& weights, const ParamSpec& spec) {
   const auto it = weights.by_name.find(spec.name);
   AD_CHECK(it != weights.by_name.end(), ErrorKind::kInvalidArtifact, "[weights.json] expected the param ",
@@ -73,6 +81,13 @@ const WeightParam& find_param(const WeightProgram& weights, const ParamSpec& spe
   const WeightParam& p = weights.params[static_cast<size_t>(it->second)];
   AD_CHECK(p.shape == spec.shape, ErrorKind::kInvalidArtifact, "[weights.json: ", spec.name,
            "] expected the shape ", shape_text(spec.shape), " of program.json, found ", shape_text(p.shape));
+  for (const WeightSegment& s : p.segments) {
+    for (int32_t t : tensors_of(*s.expr))
+      AD_CHECK(weights.tensors[static_cast<size_t>(t)].source >= 0, ErrorKind::kInvalidArtifact,
+               "[weights: ", p.name,
+               "] expected weights, found an artifact that was compiled from a configuration alone; load it "
+               "with load_format=dummy, or compile a checkpoint");
+  }
   return p;
 }
 
@@ -157,14 +172,6 @@ const PackedWeight* LoadedWeights::packed(const std::string& name) const {
 const WeightPlan& LoadedWeights::plan() const { return impl_->plan; }
 
 namespace {
-
-std::vector<int32_t> tensors_of(const WeightExpr& e) {
-  std::vector<int32_t> tensors;
-  collect_tensors(e, tensors);
-  std::sort(tensors.begin(), tensors.end());
-  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
-  return tensors;
-}
 
 // Whether rows come from each tensor in the order in which they lie there.
 bool keeps_order(const WeightExpr& e) {

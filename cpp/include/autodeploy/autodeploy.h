@@ -48,6 +48,11 @@ typedef enum autodeploy_finish_reason {
   AUTODEPLOY_FINISH_ERROR = 4
 } autodeploy_finish_reason;
 
+typedef enum autodeploy_load_format {
+  AUTODEPLOY_LOAD_AUTO = 0, /* weights of the checkpoint, or of an artifact that holds them */
+  AUTODEPLOY_LOAD_DUMMY = 1 /* made-up weights: no checkpoint is read, none needs to be there */
+} autodeploy_load_format;
+
 typedef struct autodeploy_engine autodeploy_engine;
 typedef struct autodeploy_outputs autodeploy_outputs; /* what one step brought */
 
@@ -70,6 +75,8 @@ typedef struct autodeploy_engine_options {
   void* progress_user_data;
   const char* const* plugins; /* [num_plugins] libraries with kernels for an author's operators (plugin.h) */
   size_t num_plugins;
+  int32_t load_format; /* an autodeploy_load_format */
+  uint64_t dummy_seed; /* of AUTODEPLOY_LOAD_DUMMY: the same seed makes the same weights */
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from .options import add_model_arguments
+from .options import add_load_format, add_model_arguments
 from .tables import format_bytes
 
 
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, artifact=False)
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="artifact folder to write")
     parser.add_argument("--pack", action="store_true", help="put the evaluated weights into the artifact")
+    add_load_format(parser)
     parser.add_argument("--dump", metavar="DIR", help="write the graph after each transform into this folder")
 
 
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             trust_remote_code=args.trust_remote_code,
             pack=args.pack,
             plugins=plugin_paths(args.plugins),
+            load_format=args.load_format,
             dump=None if dump is None else str(dump),
             report=line.show,
         )

@@ -17,6 +17,7 @@ _MAX_SEQ_LEN = 2**30
 _MAX_NUM_SEQS = 65536
 _MAX_BATCH_TOKENS = 2**24
 _DTYPES = ("auto", "float32")
+_LOAD_FORMATS = ("auto", "dummy")
 
 
 def _check_count(name: str, value: int | None, high: int) -> None:
@@ -34,6 +35,8 @@ class EngineOptions:
     cache_bytes: int | None = None
     num_threads: int | None = None
     exact: bool = False
+    load_format: str | None = None
+    dummy_seed: int | None = None
     plugins: tuple[str, ...] = ()
 
     @classmethod
@@ -47,6 +50,8 @@ class EngineOptions:
         threads: int | None = None,
         dtype: str = "auto",
         exact: bool = False,
+        load_format: str = "auto",
+        dummy_seed: int = 0,
         plugins: Iterable[str | os.PathLike[str]] | None = None,
     ) -> EngineOptions:
         """Options from what a user gave; the environment fills in memory and threads. Raises ValueError."""
@@ -62,6 +67,15 @@ class EngineOptions:
             )
         if not isinstance(exact, bool):
             raise ValueError(f"[options] exact: expected True or False, found {exact!r}")
+        if load_format not in _LOAD_FORMATS:
+            raise ValueError(
+                f"[options] load_format: expected one of {', '.join(_LOAD_FORMATS)}, found {load_format!r}"
+            )
+        if isinstance(dummy_seed, bool) or not isinstance(dummy_seed, int) or not 0 <= dummy_seed < 2**63:
+            raise ValueError(f"[options] dummy_seed: expected an integer from 0 to 2**63 - 1, found {dummy_seed!r}")
+        dummy = load_format == "dummy"
+        if dummy_seed and not dummy:
+            raise ValueError(f"[options] dummy_seed: expected load_format dummy beside it, found {load_format}")
         return cls(
             max_seq_len=max_seq_len,
             max_num_seqs=max_num_seqs,
@@ -69,6 +83,8 @@ class EngineOptions:
             cache_bytes=_or(cache_memory, "cache_memory", env.parse_bytes, env.CACHE_MEMORY),
             num_threads=_or(threads, "threads", env.parse_threads, env.NUM_THREADS),
             exact=exact,
+            load_format=load_format if dummy else None,
+            dummy_seed=dummy_seed if dummy else None,
             plugins=plugin_paths(plugins),
         )
 

@@ -45,6 +45,8 @@ class LLM:
     cache_memory: memory of the caches in bytes, or text such as "2GiB".
     threads: threads of the engine; default all cores this process may use.
     dtype: type of the activations: "auto" or "float32" (what the CPU computes in).
+    load_format: "auto", or "dummy": weights are made up from dummy_seed, none are read and none need to be there; a
+        checkpoint folder is then compiled from its configuration alone.
     exact: forbid fast paths that round activations to 8 bits, so that results equal float32 arithmetic on the weights.
     revision: branch, tag or commit of a hub id. trust_remote_code: let Python code of the checkpoint run in a compile.
     plugins: shared libraries with kernels for operators that the model's author wrote; they run in this process.
@@ -67,6 +69,8 @@ class LLM:
         threads: int | None = None,
         dtype: str = "auto",
         exact: bool = False,
+        load_format: str = "auto",
+        dummy_seed: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
         plugins: Sequence[str | os.PathLike[str]] | None = None,
@@ -82,11 +86,18 @@ class LLM:
             threads=threads,
             dtype=dtype,
             exact=exact,
+            load_format=load_format,
+            dummy_seed=dummy_seed,
             plugins=plugins,
         )
         with ProgressLine(enabled=wants_progress(progress)) as line:
             self.artifact_dir: Path = prepare_artifact(
-                model, revision=revision, trust_remote_code=trust_remote_code, plugins=options.plugins, report=line.show
+                model,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                plugins=options.plugins,
+                load_format=load_format,
+                report=line.show,
             )
             self.tokenizer: Tokenizer | None = Tokenizer.from_artifact(self.artifact_dir)
             self.generation_defaults: GenerationDefaults = read_generation_defaults(self.artifact_dir)
