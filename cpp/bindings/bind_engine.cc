@@ -77,6 +77,8 @@ EngineOptions to_options(const py::dict& values) {
             o.load_format = parse_load_format(take<std::string>("engine", "load_format", v, "a string"));
           }},
          {"dummy_seed", integer("dummy_seed", o.dummy_seed)},
+         {"device", [&](py::handle v) { o.device = take<std::string>("engine", "device", v, "a string"); }},
+         {"dtype", [&](py::handle v) { o.dtype = take<std::string>("engine", "dtype", v, "a string"); }},
          {"plugins", [&](py::handle v) {
             o.plugins = take<std::vector<std::string>>("engine", "plugins", v, "a list of paths");
           }}});

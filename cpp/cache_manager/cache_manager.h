@@ -23,7 +23,11 @@ struct PoolUsage {
 // A sequence's tokens, in the units of the calls below:
 //
 //   0          live_begin        committed        extended          reserved
-//   [--given back--)[---cached, readable---)[--mapped, this step--)[---promised---)
+//   [--given back--)[---cached, readable---)[--mapped, open steps-)[---promised---)
+//
+// Up to max_open_steps steps may be open: extended for, and not committed. They are committed in order, and
+// what an open step may touch is not given back: a step that starts at token p reads nothing before
+// live_begin(p), so commit(p) leaves it what it needs.
 //
 // Admission promises every page that a sequence can need at any one time, so a running sequence never fails
 // for memory: in each group, the pages promised and not yet taken are never more than the pages that are free
@@ -44,23 +48,25 @@ class CacheManager {
   // Admits a sequence that will grow to at most max_len tokens, or returns nothing when that cannot be
   // promised now. CachePlan::fits says whether it ever can.
   std::optional<SequenceId> reserve(int64_t max_len);
-  // Maps pages for the tokens [committed, len), before the step that writes them. Never fails within what was
+  // Maps pages up to token len, before the step that writes the last of them. Never fails within what was
   // reserved.
   void extend(SequenceId seq, int64_t len);
-  // The step has passed: the first len tokens are in the caches. Gives back pages that fell out of their
-  // window or chunk.
+  // The oldest open step has passed: the first len tokens are in the caches. Gives back pages that fell out
+  // of their window or chunk.
   void commit(SequenceId seq, int64_t len);
-  // The step has failed: unmaps what extend mapped beyond the committed tokens. A slot's contents are
-  // undefined after it.
+  // A step has failed and no other that is open has the sequence: unmaps what extend mapped beyond the
+  // committed tokens. A slot's contents are undefined after it.
   void rollback(SequenceId seq);
-  // The sequence ends; no step in flight may read it.
+  // The sequence ends; no open step may have it.
   void release(SequenceId seq);
 
-  // Admits a copy of a sequence at its committed length. Full pages are shared; the last partial page, pages
-  // of window and chunk groups (which are given back one by one) and the slot are copied.
+  // Admits a copy of a sequence at its committed length, while no open step has it. Full pages are shared;
+  // the last partial page, pages of window and chunk groups (which are given back one by one) and the slot
+  // are copied.
   std::optional<SequenceId> fork(SequenceId seq, int64_t max_len);
-  // Keeps the committed state of a sequence beyond its end. Memory that snapshots alone hold is taken away,
-  // the least recently used first, when sequences need it. Returns nothing when there is no slot for it.
+  // Keeps the committed state of a sequence beyond its end; no open step may have it. Memory that snapshots
+  // alone hold is taken away, the least recently used first, when sequences need it. Returns nothing when
+  // there is no slot for it.
   std::optional<SnapshotId> snapshot(SequenceId seq);
   // Admits a sequence that starts from a snapshot; nothing when it is gone or cannot be admitted now.
   std::optional<SequenceId> restore(SnapshotId snapshot, int64_t max_len);
@@ -74,6 +80,11 @@ class CacheManager {
 
   int32_t num_sequences() const { return num_sequences_; }
   int32_t num_snapshots() const { return static_cast<int32_t>(snapshots_.size()); }
+  // Sequences and snapshots that own a page or slot: 0 where it is free.
+  int32_t page_owners(int32_t group, int32_t page) const {
+    return owners(pools_[static_cast<size_t>(group)], page);
+  }
+  int32_t slot_owners(int32_t slot) const { return owners(slots_, slot); }
   PoolUsage group_usage(int32_t group) const;
   PoolUsage slot_usage() const;
   // Bytes of pages and slots that sequences use, and of all of them.
@@ -104,6 +115,9 @@ class CacheManager {
     Holdings holdings;
   };
 
+  static int32_t owners(const PagePool& pool, int32_t page) {
+    return pool.num_sequences(page) + pool.num_snapshots(page);
+  }
   const Sequence& sequence(SequenceId seq) const;
   Sequence& sequence(SequenceId seq);
   // Admits a sequence that starts with a copy of `from` (null: with nothing). `keep` is the snapshot that

@@ -41,6 +41,7 @@ void check_limits(const CacheLimits& limits) {
   check("max_seq_len", limits.max_seq_len, kMaxSeqLen);
   check("max_num_seqs", limits.max_num_seqs, kMaxNumSeqs);
   check("max_batch_tokens", limits.max_batch_tokens, kMaxBatchTokens);
+  check("max_open_steps", limits.max_open_steps, kMaxOpenSteps);
   AD_CHECK(limits.page_size >= 0 && limits.page_size <= kMaxPageSize, ErrorKind::kInvalidArgument,
            "[caches] page_size: expected a value in [1, ", kMaxPageSize, "] or 0 for the default, found ",
            limits.page_size);
@@ -84,6 +85,7 @@ CachePlan layout(std::vector<StateSpec>& states, const CacheLimits& limits) {
       group->chunk = state.chunk;
       group->page_size = plan.limits.page_size;
       group->max_batch_tokens = limits.max_batch_tokens;
+      group->max_open_steps = limits.max_open_steps;
     }
     group->states.push_back(static_cast<int32_t>(s));
     group->page_bytes += total;
@@ -140,9 +142,10 @@ int64_t PageGroupPlan::live_begin(int64_t len) const {
 
 int64_t PageGroupPlan::pages_for(int64_t len) const {
   int64_t pages = ceil_div(len, page_size);
-  // A step at p tokens holds [live_begin(p), p + max_batch_tokens), wherever that starts within a page.
+  // With p tokens committed it holds [live_begin(p), p + the tokens of the open steps), wherever that starts
+  // within a page.
   const auto bound = [&](int64_t reach) {
-    const int64_t span = reach - 1 + max_batch_tokens;
+    const int64_t span = reach - 1 + max_open_steps * max_batch_tokens;
     pages = std::min(pages, (span + page_size - 2) / page_size + 1);
   };
   if (window > 0) bound(window);

@@ -14,15 +14,18 @@ inline constexpr int32_t kMaxPageSize = 4096;    // tokens
 inline constexpr int64_t kMaxSeqLen = int64_t{1} << 30;
 inline constexpr int64_t kMaxNumSeqs = 65536;
 inline constexpr int64_t kMaxBatchTokens = int64_t{1} << 24;
+inline constexpr int64_t kMaxOpenSteps = 2;
 inline constexpr int64_t kStateAlignment = 64;  // bytes; every page and slot of a component starts on it
 
 struct CacheLimits {
   int64_t max_seq_len = 0;       // tokens of the longest sequence
   int64_t max_num_seqs = 0;      // sequences that run together
-  int64_t max_batch_tokens = 0;  // tokens of the largest step: bounds what a window group holds at a time
+  int64_t max_batch_tokens = 0;  // tokens of the largest step: bounds, with max_open_steps, what a window
+                                 // group holds at a time
   int32_t page_size = 0;         // tokens per page; 0 asks for kDefaultPageSize
   int32_t num_snapshots = 0;     // slots kept for snapshots of recurrent states
   int64_t max_bytes = 0;         // 0: as much as max_num_seqs sequences of max_seq_len can use
+  int32_t max_open_steps = 1;    // steps that are scheduled and not completed at a time: 1 or 2
 };
 
 // Paged states of one geometry share page numbers, so a sequence needs one page table for all of them.
@@ -33,6 +36,7 @@ struct PageGroupPlan {
   int64_t page_bytes = 0;         // one page of all states of the group
   int32_t num_pages = 0;          // with the null page 0
   int64_t max_batch_tokens = 0;
+  int32_t max_open_steps = 1;
 
   int64_t bytes() const { return page_bytes * num_pages; }
   // First token that a query at `len` or later may still see.

@@ -29,6 +29,12 @@ CacheLimits user_limits(EngineBackend& backend) {
   return limits;
 }
 
+// The caches are planned for as many open steps as the options and the backend allow.
+std::unique_ptr<StepLoop> make_loop(Scheduler& scheduler, ModelRunner& runner) {
+  return scheduler.max_open_steps() >= 2 ? make_overlapped_loop(&scheduler, &runner)
+                                         : make_plain_loop(&scheduler, &runner);
+}
+
 void count_end(EngineStats& stats, FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone:
@@ -52,13 +58,13 @@ void count_end(EngineStats& stats, FinishReason reason) {
 
 std::unique_ptr<Engine> Engine::open(const std::string& artifact_dir, const EngineOptions& options,
                                      const LoadProgress& progress) {
-  return std::make_unique<Engine>(open_cpu_backend(artifact_dir, options, progress));
+  return std::make_unique<Engine>(open_backend(artifact_dir, options, progress));
 }
 
 Engine::Engine(std::unique_ptr<EngineBackend> backend)
     : backend_(std::move(backend)),
       scheduler_(&backend_->cache(), backend_->vocab_size(), backend_->prefix_tokens()),
-      loop_(make_plain_loop(&scheduler_, &backend_->runner())),
+      loop_(make_loop(scheduler_, backend_->runner())),
       plan_(backend_->plan_json(scheduler_.bytes())),
       vocab_size_(backend_->vocab_size()),
       limits_(user_limits(*backend_)),
@@ -142,10 +148,13 @@ void Engine::run() {
   } catch (const std::exception& error) {
     stop(error.what());
   }
-  const std::lock_guard lock(mutex_);
-  end_requests(FinishReason::kCancelled, {});  // those that came in last, when the engine was closed
-  ended_ = true;
-  outputs_ready_.notify_all();
+  {
+    const std::lock_guard lock(mutex_);
+    end_requests(FinishReason::kCancelled, {});  // those that came in last, when the engine was closed
+    ended_ = true;
+    outputs_ready_.notify_all();
+  }
+  loop_.reset();  // waits for what an error has left in flight, on the thread that runs the steps
 }
 
 void Engine::serve() {
@@ -162,6 +171,10 @@ void Engine::serve() {
     const auto begin = std::chrono::steady_clock::now();
     const StepStatus status = loop_->step();
     publish(scheduler_.take_outputs(), status == StepStatus::kIdle ? 0 : seconds_since(begin));
+    if (status == StepStatus::kStopped) return stop(loop_->failure());
+  }
+  for (StepStatus status; (status = loop_->drain()) != StepStatus::kIdle;) {
+    publish(scheduler_.take_outputs(), 0);
     if (status == StepStatus::kStopped) return stop(loop_->failure());
   }
   scheduler_.cancel_all();

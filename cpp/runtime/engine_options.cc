@@ -29,6 +29,10 @@ void check_options(const EngineOptions& options, const ModelFacts& model) {
   check_option("cache_bytes", options.cache_bytes, 1, int64_t{1} << 60);
   check_option("page_size", options.page_size, 1, kMaxPageSize);
   check_option("num_threads", options.num_threads, 1, kMaxThreads);
+  AD_CHECK(
+      options.overlap != Overlap::kOn || model.max_in_flight >= 2, ErrorKind::kInvalidArgument,
+      "[engine] overlap: expected a backend that takes a step while another one runs, found one that runs "
+      "them one at a time; leave it to the engine, or turn it off");
 }
 
 // Bytes of the slots of one sequence.
@@ -54,6 +58,7 @@ CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model
            available_bytes, " bytes available; free memory or use a smaller or quantized checkpoint");
 
   CacheLimits limits;
+  limits.max_open_steps = options.overlap == Overlap::kOff ? 1 : std::min(model.max_in_flight, 2);
   limits.page_size = options.page_size;
   limits.max_bytes = options.cache_bytes;
   if (limits.max_bytes == 0) {

@@ -18,7 +18,7 @@ constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 bool edits_logits(const SampleRow& row) {
   const SamplingParams& p = *row.params;
   return !p.logit_bias.empty() || p.repetition_penalty != 1 || p.presence_penalty != 0 ||
-         p.frequency_penalty != 0 || static_cast<int64_t>(row.generated.size()) < p.min_tokens;
+         p.frequency_penalty != 0 || row.num_generated() < p.min_tokens;
 }
 
 }  // namespace
@@ -43,7 +43,7 @@ struct Sampler::Scratch {
     const SamplingParams& p = *row.params;
     for (const auto& [token, bias] : p.logit_bias)
       logits[static_cast<size_t>(token)] += static_cast<float>(bias);
-    if (static_cast<int64_t>(row.generated.size()) < p.min_tokens) {
+    if (row.num_generated() < p.min_tokens) {
       forbid(p.stop_token_ids);
       if (!p.ignore_eos) forbid(p.eos_token_ids);
     }

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 
+#include "core/error.h"
+
 namespace autodeploy {
 
 BatchBuilder::BatchBuilder(const CachePlan& plan) : plan_(&plan) {
   const auto tokens = static_cast<size_t>(plan.limits.max_batch_tokens);
   const auto seqs = static_cast<size_t>(plan.limits.max_num_seqs);
   token_ids_.reserve(tokens);
+  token_rows_.reserve(tokens);
   positions_.reserve(tokens);
   query_start_.reserve(seqs + 1);
   kv_len_.reserve(seqs);
@@ -28,9 +31,9 @@ BatchBuilder::BatchBuilder(const CachePlan& plan) : plan_(&plan) {
 
 int64_t BatchBuilder::bytes() const {
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.capacity() * sizeof(v[0])); };
-  int64_t total = size(token_ids_) + size(positions_) + size(query_start_) + size(kv_len_) +
-                  size(prompt_len_) + size(slot_) + size(rows_) + size(has_state_) + size(cut_) +
-                  size(sample_rows_);
+  int64_t total = size(token_ids_) + size(token_rows_) + size(positions_) + size(query_start_) +
+                  size(kv_len_) + size(prompt_len_) + size(slot_) + size(rows_) + size(has_state_) +
+                  size(cut_) + size(sample_rows_);
   for (const auto& pages : pages_) total += size(pages);
   return total;
 }
@@ -38,6 +41,7 @@ int64_t BatchBuilder::bytes() const {
 const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, int64_t num_decodes,
                                 const CacheManager& cache) {
   token_ids_.clear();
+  token_rows_.clear();
   positions_.clear();
   query_start_.assign(1, 0);
   kv_len_.clear();
@@ -46,11 +50,20 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
   rows_.clear();
   has_state_.clear();
   sample_rows_.clear();
+  bool all_known = true;
   for (const ScheduledSequence& seq : sequences) {
     const Request& request = *seq.request;
-    for (int64_t t = seq.begin; t < seq.end(); ++t) {
+    const bool pending = seq.pending_row >= 0;
+    for (int64_t t = seq.begin; t < seq.end() - pending; ++t) {
       token_ids_.push_back(request.tokens[static_cast<size_t>(t)]);
+      token_rows_.push_back(-1);
       positions_.push_back(t);
+    }
+    if (pending) {
+      token_ids_.push_back(0);
+      token_rows_.push_back(seq.pending_row);
+      positions_.push_back(seq.end() - 1);
+      all_known = false;
     }
     const auto num_tokens = static_cast<int32_t>(token_ids_.size());
     query_start_.push_back(num_tokens);
@@ -58,9 +71,10 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
     prompt_len_.push_back(static_cast<int32_t>(request.prompt_len));
     slot_.push_back(cache.slot(request.sequence));
     has_state_.push_back(seq.begin > 0);
-    if (seq.has_row()) {
+    if (seq.row >= 0) {
+      AD_ICHECK(static_cast<size_t>(seq.row) == rows_.size(), "rows are in the order of their sequences");
       rows_.push_back(num_tokens - 1);
-      sample_rows_.push_back({&request.params, request.prompt(), request.generated()});
+      sample_rows_.push_back({&request.params, request.prompt(), request.generated(), seq.pending_row});
     }
   }
   cut_.assign(sequences.size(), 0);
@@ -81,6 +95,8 @@ const Step& BatchBuilder::build(std::span<const ScheduledSequence> sequences, in
   batch.has_state = has_state_;
   batch.rows = rows_;
   batch.cut = cut_;
+  step_.token_rows = token_rows_;
+  if (all_known) step_.token_rows = {};
   step_.rows = sample_rows_;
   return step_;
 }
@@ -95,7 +111,11 @@ void BatchBuilder::fill_page_tables(std::span<const ScheduledSequence> sequences
     pages_[g].assign(row * sequences.size(), 0);
     for (size_t i = 0; i < sequences.size(); ++i) {
       const auto pages = cache.pages(sequences[i].request->sequence, group);
-      std::copy(pages.begin(), pages.end(), pages_[g].begin() + static_cast<std::ptrdiff_t>(i * row));
+      // While the step before is open, pages are there that only it may read: they are given back when it has
+      // passed.
+      const auto live = plan_->groups[g].live_begin(sequences[i].begin) / plan_->groups[g].page_size;
+      std::copy(pages.begin() + live, pages.end(),
+                pages_[g].begin() + static_cast<std::ptrdiff_t>(i * row) + live);
     }
     page_tables_[g] = {plan_->groups[g].page_size, static_cast<int32_t>(row), pages_[g]};
   }

@@ -15,9 +15,13 @@ namespace autodeploy {
 struct ScheduledSequence {
   Request* request = nullptr;
   int64_t begin = 0, len = 0;
+  bool is_decode = false;
+  // The step before is open and samples the last of these tokens in this row; -1: all tokens are known.
+  int32_t pending_row = -1;
+  // The chunk reaches the last token, so its logits choose the next one, in this row of the step; -1: it does
+  // not.
+  int32_t row = -1;
   int64_t end() const { return begin + len; }
-  // The chunk reaches the last known token, so its logits choose the next one.
-  bool has_row() const { return end() == request->len(); }
 };
 
 // Owns the arrays of one step, of the largest size from the start: building allocates nothing.
@@ -37,7 +41,7 @@ class BatchBuilder {
 
   const CachePlan* plan_;
   std::vector<int64_t> token_ids_, positions_;
-  std::vector<int32_t> query_start_, kv_len_, prompt_len_, slot_, rows_;
+  std::vector<int32_t> token_rows_, query_start_, kv_len_, prompt_len_, slot_, rows_;
   std::vector<uint8_t> has_state_, cut_;
   std::vector<std::vector<int32_t>> pages_;  // [group][B * max_pages]
   std::vector<StepBatch::PageTable> page_tables_;

@@ -1,5 +1,6 @@
 #include <exception>
 
+#include "scheduler/failure_text.h"
 #include "scheduler/step_loop.h"
 
 namespace autodeploy {
@@ -24,6 +25,8 @@ class PlainLoop final : public StepLoop {
     return StepStatus::kStopped;
   }
 
+  StepStatus drain() override { return StepStatus::kIdle; }
+
   const std::string& failure() const override { return failure_; }
 
  private:
@@ -33,7 +36,7 @@ class PlainLoop final : public StepLoop {
       return runner_->wait();
     } catch (const std::exception& error) {
       BatchResult result;
-      result.failure = error.what()[0] != 0 ? error.what() : "[step] failed without a message";
+      result.failure = failure_text(error);
       return result;
     }
   }

@@ -50,14 +50,25 @@ struct Request {
   int64_t prompt_len = 0;    // the prefix included
   int64_t num_computed = 0;  // tokens whose states are in the caches
 
+  // What the open steps bring, once they have passed.
+  int32_t num_open_steps = 0;  // that it is part of
+  int64_t num_scheduled = 0;   // num_computed then
+  int32_t num_pending = 0;     // tokens that they generate
+  int32_t pending_row = -1;    // row of the newest of these tokens in its step
+
   enum class Status : uint8_t { kWaiting, kRunning, kFinished };
   Status status = Status::kWaiting;
-  bool cancelled = false;    // ends when the step that it is part of has passed
-  SequenceId sequence = -1;  // while running
+  bool cancelled = false;    // ends when the oldest open step that it is part of has passed
+  SequenceId sequence = -1;  // while running, and until no open step has it
 
   int64_t len() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_generated() const { return len() - prompt_len; }
-  bool is_decode() const { return num_generated() > 0 && num_computed == len() - 1; }
+  // Pending tokens count in the following: what the next step may do.
+  bool is_decode() const {
+    return num_generated() + num_pending > 0 && num_scheduled == len() + num_pending - 1;
+  }
+  // Nothing is left to compute but what open steps do.
+  bool fully_scheduled() const { return num_generated() + num_pending >= params.max_tokens; }
   // Tokens that the caches ever hold of it: the last one is never fed back.
   int64_t max_cached() const { return prompt_len + params.max_tokens - 1; }
   // What the user gave.

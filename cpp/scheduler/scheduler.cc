@@ -35,15 +35,19 @@ Scheduler::Scheduler(CacheManager* cache, int64_t vocab_size, std::span<const in
     : cache_(cache),
       prefix_(prefix.begin(), prefix.end()),
       limits_{vocab_size, cache->plan().limits.max_seq_len - static_cast<int64_t>(prefix.size())},
-      policy_(make_policy(policy)),
-      builder_(cache->plan()) {
+      policy_(make_policy(policy)) {
   const CacheLimits& limits = cache->plan().limits;
   AD_CHECK(limits.max_batch_tokens >= limits.max_num_seqs, ErrorKind::kInvalidArgument,
            "[scheduler] max_batch_tokens: expected at least max_num_seqs = ", limits.max_num_seqs, ", found ",
            limits.max_batch_tokens);
   AD_ICHECK(cache->plan().fits(limits.max_seq_len), "a request that passes the check fits into empty caches");
   running_.reserve(static_cast<size_t>(limits.max_num_seqs));
-  scheduled_.reserve(static_cast<size_t>(limits.max_num_seqs));
+  steps_.reserve(static_cast<size_t>(limits.max_open_steps));
+  for (int32_t i = 0; i < limits.max_open_steps; ++i) steps_.emplace_back(cache->plan());
+}
+
+Scheduler::OpenStep::OpenStep(const CachePlan& plan) : builder(plan) {
+  sequences.reserve(static_cast<size_t>(plan.limits.max_num_seqs));
 }
 
 Scheduler::~Scheduler() = default;
@@ -70,10 +74,8 @@ bool Scheduler::cancel(RequestId id) {
   const auto found = requests_.find(id);
   if (found == requests_.end()) return false;
   Request& request = *found->second;
-  const bool in_step =
-      step_open_ && std::any_of(scheduled_.begin(), scheduled_.end(),
-                                [&](const ScheduledSequence& s) { return s.request == &request; });
-  if (in_step) {
+  if (request.status == Request::Status::kFinished) return false;
+  if (request.num_open_steps > 0) {
     request.cancelled = true;
   } else {
     finish(request, FinishReason::kCancelled);
@@ -83,35 +85,40 @@ bool Scheduler::cancel(RequestId id) {
 }
 
 const Step* Scheduler::schedule() {
-  AD_ICHECK(!step_open_, "a step is completed before the next one is scheduled");
-  scheduled_.clear();
+  AD_ICHECK(num_open_ < max_open_steps(), "at most ", max_open_steps(), " steps are open at a time");
+  OpenStep& step = open_step(num_open_);
+  step.sequences.clear();
+  step.num_rows = 0;
   int64_t budget = cache_->plan().limits.max_batch_tokens;
-  plan_decodes(budget);
-  const auto num_decodes = static_cast<int64_t>(scheduled_.size());
-  plan_prefills(budget);
-  admit(budget);
-  if (scheduled_.empty()) {
-    AD_ICHECK(requests_.empty(), "a request that passed the check can run when nothing else does");
+  plan_decodes(step, budget);
+  const auto num_decodes = static_cast<int64_t>(step.sequences.size());
+  plan_prefills(step, budget);
+  admit(step, budget);
+  if (step.sequences.empty()) {
+    AD_ICHECK(num_open_ > 0 || requests_.empty(),
+              "a request that passed the check can run when nothing else does");
     return nullptr;
   }
-  step_open_ = true;
-  return &builder_.build(scheduled_, num_decodes, *cache_);
+  ++num_open_;
+  return &step.builder.build(step.sequences, num_decodes, *cache_);
 }
 
-void Scheduler::plan_decodes(int64_t& budget) {
+void Scheduler::plan_decodes(OpenStep& step, int64_t& budget) {
   for (Request* request : running_) {
-    if (request->is_decode()) plan(*request, 1, budget);
+    if (request->is_decode() && !request->fully_scheduled() && !request->cancelled) {
+      plan(step, *request, budget);
+    }
   }
 }
 
-void Scheduler::plan_prefills(int64_t& budget) {
+void Scheduler::plan_prefills(OpenStep& step, int64_t& budget) {
   for (Request* request : running_) {
     if (budget == 0) return;
-    if (!request->is_decode()) plan(*request, request->len() - request->num_computed, budget);
+    if (!request->is_decode() && !request->cancelled) plan(step, *request, budget);
   }
 }
 
-void Scheduler::admit(int64_t& budget) {
+void Scheduler::admit(OpenStep& step, int64_t& budget) {
   while (budget > 0 && !waiting_.empty()) {
     const size_t index = policy_->next(waiting_);
     Request& request = *waiting_[index];
@@ -121,40 +128,59 @@ void Scheduler::admit(int64_t& budget) {
     request.sequence = *sequence;
     request.status = Request::Status::kRunning;
     running_.push_back(&request);
-    plan(request, request.len(), budget);
+    plan(step, request, budget);
   }
 }
 
-void Scheduler::plan(Request& request, int64_t len, int64_t& budget) {
-  len = std::min(len, budget);
-  budget -= len;
-  scheduled_.push_back({&request, request.num_computed, len});
-  cache_->extend(request.sequence, request.num_computed + len);
+void Scheduler::plan(OpenStep& step, Request& request, int64_t& budget) {
+  const int64_t known = request.len() + request.num_pending;
+  ScheduledSequence seq{&request, request.num_scheduled, std::min(known - request.num_scheduled, budget)};
+  budget -= seq.len;
+  seq.is_decode = request.is_decode();
+  if (request.num_pending > 0) seq.pending_row = request.pending_row;
+  if (seq.end() == known) {
+    seq.row = step.num_rows++;
+    request.pending_row = seq.row;
+    ++request.num_pending;
+  }
+  ++request.num_open_steps;
+  request.num_scheduled = seq.end();
+  cache_->extend(request.sequence, seq.end());
+  step.sequences.push_back(seq);
+}
+
+Scheduler::OpenStep& Scheduler::close_oldest() {
+  AD_ICHECK(num_open_ > 0, "a step is scheduled before it is closed");
+  OpenStep& step = open_step(0);
+  oldest_ = (oldest_ + 1) % max_open_steps();
+  --num_open_;
+  ++counters_.num_steps;
+  for (const ScheduledSequence& seq : step.sequences) {
+    --seq.request->num_open_steps;
+    seq.request->num_pending -= seq.row >= 0;
+  }
+  return step;
 }
 
 void Scheduler::complete(const BatchResult& result) {
-  AD_ICHECK(step_open_, "a step is scheduled before it is completed");
-  step_open_ = false;
-  ++counters_.num_steps;
-  size_t row = 0;
-  for (const ScheduledSequence& seq : scheduled_) {
+  const OpenStep& step = close_oldest();
+  AD_ICHECK(static_cast<size_t>(step.num_rows) == result.rows.size(), "a result has ", step.num_rows,
+            " rows like its batch, not ", result.rows.size());
+  for (const ScheduledSequence& seq : step.sequences) {
     Request& request = *seq.request;
-    const bool has_row = seq.has_row();
-    (request.is_decode() ? counters_.num_decode_tokens : counters_.num_prefill_tokens) += seq.len;
-    const size_t this_row = row;
-    row += has_row;
+    (seq.is_decode ? counters_.num_decode_tokens : counters_.num_prefill_tokens) += seq.len;
+    if (request.status == Request::Status::kFinished) {
+      counters_.num_wasted_decodes += seq.is_decode;
+      continue;
+    }
     request.num_computed = seq.end();
     cache_->commit(request.sequence, request.num_computed);
     if (request.cancelled) {
       finish(request, FinishReason::kCancelled);
-    } else if (has_row) {
-      AD_ICHECK(this_row < result.rows.size(), "a result has a row for every row of its batch");
-      take_token(request, result.rows[this_row]);
+    } else if (seq.row >= 0) {
+      take_token(request, result.rows[static_cast<size_t>(seq.row)]);
     }
   }
-  AD_ICHECK(row == result.rows.size(), "a result has ", row, " rows like its batch, not ",
-            result.rows.size());
-  scheduled_.clear();
   forget_finished();
 }
 
@@ -188,19 +214,19 @@ void Scheduler::take_token(Request& request, const SampledRow& row) {
 }
 
 void Scheduler::fail(const std::string& error) {
-  AD_ICHECK(step_open_, "a step is scheduled before it fails");
-  step_open_ = false;
-  ++counters_.num_steps;
+  const OpenStep& step = close_oldest();
   ++counters_.num_failed_steps;
-  for (const ScheduledSequence& seq : scheduled_) {
-    cache_->rollback(seq.request->sequence);
-    if (seq.request->cancelled) {
-      finish(*seq.request, FinishReason::kCancelled);
+  for (const ScheduledSequence& seq : step.sequences) {
+    Request& request = *seq.request;
+    if (request.status == Request::Status::kFinished) continue;
+    // What a newer step has of it goes with its pages, when that one is closed.
+    if (request.num_open_steps == 0) cache_->rollback(request.sequence);
+    if (request.cancelled) {
+      finish(request, FinishReason::kCancelled);
     } else {
-      finish(*seq.request, FinishReason::kError, error);
+      finish(request, FinishReason::kError, error);
     }
   }
-  scheduled_.clear();
   forget_finished();
 }
 
@@ -209,7 +235,7 @@ void Scheduler::fail_all(const std::string& error) { finish_all(FinishReason::kE
 void Scheduler::cancel_all() { finish_all(FinishReason::kCancelled, {}); }
 
 void Scheduler::finish_all(FinishReason reason, const std::string& error) {
-  AD_ICHECK(!step_open_, "no step is open when all requests end");
+  AD_ICHECK(num_open_ == 0, "no step is open when all requests end");
   for (Request* request : running_) finish(*request, reason, error);
   for (Request* request : waiting_) finish(*request, reason, error);
   forget_finished();
@@ -224,9 +250,8 @@ void Scheduler::finish(Request& request, FinishReason reason, const std::string&
 }
 
 void Scheduler::finish(Request& request, StepOutput output) {
-  if (request.status == Request::Status::kRunning) cache_->release(std::exchange(request.sequence, -1));
   request.status = Request::Status::kFinished;
-  finished_.push_back(request.id);
+  finished_.push_back(&request);
   outputs_.push_back(std::move(output));
 }
 
@@ -237,17 +262,29 @@ void Scheduler::forget_finished() {
   };
   std::erase_if(running_, is_finished);
   std::erase_if(waiting_, is_finished);
-  for (RequestId id : finished_) requests_.erase(id);
-  finished_.clear();
+  std::erase_if(finished_, [&](Request* request) {
+    if (request->num_open_steps > 0) return false;
+    if (request->sequence >= 0) cache_->release(request->sequence);
+    requests_.erase(request->id);
+    return true;
+  });
 }
 
 std::vector<StepOutput> Scheduler::take_outputs() { return std::exchange(outputs_, {}); }
 
+int64_t Scheduler::bytes() const {
+  int64_t bytes = cache_->book_bytes();
+  for (const OpenStep& step : steps_) bytes += step.builder.bytes();
+  return bytes;
+}
+
 void Scheduler::audit() const {
   cache_->audit();
-  AD_ICHECK(requests_.size() == waiting_.size() + running_.size(), "every request waits or runs");
-  AD_ICHECK(cache_->num_sequences() == num_running(), "running requests own the ", cache_->num_sequences(),
-            " sequences of the caches, not ", num_running());
+  AD_ICHECK(requests_.size() == waiting_.size() + running_.size() + finished_.size(),
+            "every request waits, runs or has ended in an open step");
+  const auto num_sequences = static_cast<int64_t>(running_.size() + finished_.size());
+  AD_ICHECK(cache_->num_sequences() == num_sequences, "requests own the ", cache_->num_sequences(),
+            " sequences of the caches, not ", num_sequences);
   for (const Request* request : waiting_) {
     AD_ICHECK(request->status == Request::Status::kWaiting && request->sequence < 0,
               "waiting requests own nothing");
@@ -258,6 +295,26 @@ void Scheduler::audit() const {
                   request->num_computed < request->len() &&
                   request->len() <= limits_.max_seq_len + request->prefix_len,
               "a running request has computed less than it knows, and the caches agree");
+    int32_t open_steps = 0, pending = 0;
+    int64_t end = request->num_computed;
+    for (int32_t i = 0; i < num_open_; ++i) {
+      for (const ScheduledSequence& seq : open_step(i).sequences) {
+        if (seq.request != request) continue;
+        AD_ICHECK(seq.begin == end, "open steps go on where the ones before them end");
+        ++open_steps;
+        pending += seq.row >= 0;
+        end = seq.end();
+      }
+    }
+    AD_ICHECK(request->num_open_steps == open_steps && request->num_pending == pending &&
+                  request->num_scheduled == end &&
+                  request->num_generated() + pending <= request->params.max_tokens,
+              "a running request knows what the open steps do for it");
+  }
+  for (const Request* request : finished_) {
+    AD_ICHECK(request->status == Request::Status::kFinished && request->num_open_steps > 0 &&
+                  request->num_open_steps <= num_open_ && request->sequence >= 0,
+              "a request that has ended is kept for an open step alone");
   }
 }
 

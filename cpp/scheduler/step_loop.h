@@ -1,5 +1,4 @@
-// The order in which scheduling and running alternate. An overlapped loop, which launches a step before the
-// tokens of the one before it have arrived, is another implementation of this interface.
+// The order in which scheduling and running alternate.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +12,28 @@ namespace autodeploy {
 
 enum class StepStatus : uint8_t {
   kIdle,     // there was nothing to run
-  kRan,      // one step has passed, or failed and ended its requests
+  kRan,      // one step has been closed: it has passed, or failed and ended its requests
   kStopped,  // a failure that no later step survives; failure() says which
 };
 
 class StepLoop {
  public:
+  // Waits for what is in flight; its results are lost.
   virtual ~StepLoop() = default;
   virtual StepStatus step() = 0;
+  // As step(), but starts nothing: kIdle when no step is open.
+  virtual StepStatus drain() = 0;
   // The last failed step, empty when none has failed.
   virtual const std::string& failure() const = 0;
 };
 
-// schedule, launch, wait, complete. Both arguments outlive the loop.
+// Both arguments outlive the loop.
+//
+// schedule, launch, wait, complete.
 std::unique_ptr<StepLoop> make_plain_loop(Scheduler* scheduler, ModelRunner* runner);
+// Schedules and launches a step before it waits for the one before, so that the host prepares steps and hands
+// out tokens while the runner is busy. Same tokens. For a runner that takes two steps, and caches planned for
+// two.
+std::unique_ptr<StepLoop> make_overlapped_loop(Scheduler* scheduler, ModelRunner* runner);
 
 }  // namespace autodeploy

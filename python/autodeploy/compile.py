@@ -25,6 +25,9 @@ from .artifact import Program, Provenance, validate
 from .artifact.files import CONSTANTS, GENERATION_CONFIG, PACKED_WEIGHTS
 from .artifact.writer import Content, write_artifact
 from .capture.source import Source, resolve_source
+from .codegen.generate import generate
+from .codegen.targets import NO_TARGETS, Targets
+from .codegen.triton_compile import require_triton
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,6 +69,8 @@ def compile_model(
     trust_remote_code: bool = False,
     plugins: Sequence[str] = (),
     load_format: str = "auto",
+    targets: Targets = NO_TARGETS,
+    kernel_cache: Path | None = None,
     report: Report = lambda text: None,
 ) -> Compiled:
     """Compiles a model into the artifact folder `out`, which is written whole or not at all.
@@ -81,6 +86,8 @@ def compile_model(
             runtime then refuses other ones of the same names. Nothing of them is loaded here.
         load_format: "dummy" compiles a folder from its configuration alone. Its weights need not be there and are not
             looked at; the artifact has none, and is served with made-up ones (load_format="dummy") only.
+        targets: GPUs and activation types to compile kernels for, which needs Triton (but no GPU).
+        kernel_cache: a folder that keeps compiled kernels for the next time.
         report: called with lines of progress.
 
     Raises:
@@ -89,6 +96,8 @@ def compile_model(
     check_load_format(load_format)
     if pack and load_format == "dummy":
         raise ValueError("[compile] --pack puts weights into the artifact, and load_format dummy leaves them out")
+    if targets.archs:
+        require_triton()
     found = resolve_source(
         source,
         revision=revision,
@@ -99,7 +108,7 @@ def compile_model(
     compiled = build(found, dump=dump, load_format=load_format, report=report)
     if plugins:
         compiled.program.metadata["plugins"] = {Path(p).name: _digest(Path(p)) for p in plugins}
-    write(compiled, out, pack=pack, report=report)
+    write(compiled, out, pack=pack, targets=targets, kernel_cache=kernel_cache, report=report)
     return compiled
 
 
@@ -185,7 +194,13 @@ def _wanted(ir: ModelIR) -> Iterator[ParamInfo]:
 
 
 def write(
-    compiled: Compiled, out: str | os.PathLike[str], *, pack: bool = False, report: Report = lambda text: None
+    compiled: Compiled,
+    out: str | os.PathLike[str],
+    *,
+    pack: bool = False,
+    targets: Targets = NO_TARGETS,
+    kernel_cache: Path | None = None,
+    report: Report = lambda text: None,
 ) -> Path:
     """Writes the artifact. Raises ValueError, and then leaves nothing behind."""
     from .weights.pack import plan_pack, write_packed
@@ -194,21 +209,30 @@ def write(
     report("writing the tokenizer")
     files: dict[str, Content] = {CONSTANTS: compiled.constants, **source.tokenizer_files()}
     files[GENERATION_CONFIG] = json.dumps(source.generation_config(), indent=2, sort_keys=True).encode() + b"\n"
-    absent = any(t.source is None for t in weights.tensors.values())
     if pack:
         packed, header = plan_pack(weights)
         # The file of constants lies beside the packed one, which is written after it.
         show = _percent(report)
         files[PACKED_WEIGHTS] = lambda path: write_packed(weights, packed, header, path.parent, path, show)
+    options: dict[str, Any] = {"pack": pack}
+    if any(t.source is None for t in weights.tensors.values()):
+        options["load_format"] = "dummy"
+    made = None
+    if targets.archs:
+        options |= {"targets": [f"cuda:{arch}" for arch in targets.archs], "acts": list(targets.acts)}
+        made = generate(compiled.program, targets, cache_folder=kernel_cache, report=report)
     provenance = Provenance(
         source=source.named,
         revision=source.revision,
         versions={name: _version(name) for name in _VERSIONS},
         remote_code=source.trust_remote_code,
-        options={"pack": pack} | ({"load_format": "dummy"} if absent else {}),
+        options=options,
     )
     report("writing the artifact")
-    return write_artifact(out, compiled.program, (packed if pack else weights).to_json(), provenance, files)
+    content = (packed if pack else weights).to_json()
+    return write_artifact(
+        out, compiled.program, content, provenance, files, made and made.kernels, made and made.binaries
+    )
 
 
 def _percent(report: Report) -> Callable[[int, int], None]:

@@ -77,6 +77,8 @@ typedef struct autodeploy_engine_options {
   size_t num_plugins;
   int32_t load_format; /* an autodeploy_load_format */
   uint64_t dummy_seed; /* of AUTODEPLOY_LOAD_DUMMY: the same seed makes the same weights */
+  const char* device;  /* "cpu" (default), "cuda" or "cuda:N"; NULL: the default */
+  const char* dtype; /* of activations: "auto" (default), "float32"; on a GPU "bfloat16" and "float16", too */
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

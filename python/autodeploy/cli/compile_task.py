@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets
+from autodeploy.llm.env import kernel_cache_folder
+
 Report = Callable[[str], None]
 
 
@@ -38,13 +41,17 @@ def compile_artifact(
     dump: str | None = None,
     plugins: Sequence[str] = (),
     load_format: str = "auto",
+    targets: Sequence[str] = (),
+    acts: Sequence[str] = DEFAULT_ACTS,
     report: Report = lambda text: None,
 ) -> list[str]:
     """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError.
 
+    `targets` are texts such as cuda:90, `acts` the activation types of their kernels.
     Returns what the user should know of it: parts left out, limits, tensors that nothing takes.
     """
     _check_output(out)
+    chosen = parse_targets(targets, acts)
     from autodeploy.compile import compile_model
 
     compiled = compile_model(
@@ -56,6 +63,8 @@ def compile_artifact(
         dump=dump,
         plugins=plugins,
         load_format=load_format,
+        targets=chosen,
+        kernel_cache=kernel_cache_folder(),
         report=report,
     )
     return compiled.notes

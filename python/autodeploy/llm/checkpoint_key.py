@@ -23,7 +23,13 @@ _KEY_LEN = 40
 
 
 def checkpoint_key(
-    checkpoint: Path, *, trust_remote_code: bool, plugins: Sequence[str] = (), weights: bool = True
+    checkpoint: Path,
+    *,
+    trust_remote_code: bool,
+    plugins: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    acts: Sequence[str] = (),
+    weights: bool = True,
 ) -> str:
     """Hex digest over a local checkpoint (a folder, or a .gguf file), the code that would compile it, and the options.
 
@@ -47,6 +53,8 @@ def checkpoint_key(
         facts["load_format"] = "dummy"
     if plugins:
         facts["plugins"] = [[Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()] for p in plugins]
+    if targets:
+        facts["targets"] = {"targets": list(targets), "acts": list(acts), "triton": _version("triton")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_KEY_LEN]
 
 

@@ -5,6 +5,7 @@
 // Not emulated: clusters, TMA, wgmma, waiting for other blocks.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -93,6 +94,9 @@ T from_lane(uint32_t mask, T value, int source) {
 #define gridDim (::autodeploy::cuda::simt::current().grid_dim)
 
 namespace autodeploy::cuda {
+
+using std::max;
+using std::min;
 
 inline void __syncthreads() { simt::sync_block(); }
 inline int __syncthreads_or(int p) { return simt::sync_block_count(p != 0) != 0; }
