@@ -72,6 +72,10 @@ EngineOptions to_options(const py::dict& values) {
          {"num_threads", integer("num_threads", o.num_threads)},
          {"exact", boolean("exact", o.exact)},
          {"prefault", boolean("prefault", o.prefault)},
+         {"gpu_memory_fraction",
+          [&](py::handle v) {
+            o.gpu_memory_fraction = take<double>("engine", "gpu_memory_fraction", v, kNumber);
+          }},
          {"load_format",
           [&](py::handle v) {
             o.load_format = parse_load_format(take<std::string>("engine", "load_format", v, "a string"));

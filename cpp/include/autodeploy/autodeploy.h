@@ -79,6 +79,7 @@ typedef struct autodeploy_engine_options {
   uint64_t dummy_seed; /* of AUTODEPLOY_LOAD_DUMMY: the same seed makes the same weights */
   const char* device;  /* "cpu" (default), "cuda" or "cuda:N"; NULL: the default */
   const char* dtype; /* of activations: "auto" (default), "float32"; on a GPU "bfloat16" and "float16", too */
+  double gpu_memory_fraction; /* of a GPU's memory that may be in use, by anybody, with this engine: 0.9 */
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

@@ -52,6 +52,7 @@ struct Options {
   bool exact = false, prefault = false;
   autodeploy_load_format load_format = AUTODEPLOY_LOAD_AUTO;
   std::uint64_t dummy_seed = 0;
+  double gpu_memory_fraction = 0;
   std::string device, dtype;  // empty: the defaults
   // (done, total) bytes of weights; returns false to give up. May throw, which gives up too.
   std::function<bool(std::int64_t, std::int64_t)> progress;
@@ -259,6 +260,7 @@ class Engine {
     o.prefault = options.prefault;
     o.load_format = options.load_format;
     o.dummy_seed = options.dummy_seed;
+    o.gpu_memory_fraction = options.gpu_memory_fraction;
     if (!options.device.empty()) o.device = options.device.c_str();
     if (!options.dtype.empty()) o.dtype = options.dtype.c_str();
     Progress progress{&options.progress, nullptr};

@@ -72,6 +72,7 @@ EngineOptions to_options(const autodeploy_engine_options& o) {
            o.load_format);
   options.load_format = o.load_format == AUTODEPLOY_LOAD_DUMMY ? LoadFormat::kDummy : LoadFormat::kAuto;
   options.dummy_seed = o.dummy_seed;
+  options.gpu_memory_fraction = o.gpu_memory_fraction;
   for (const char* path : array(o.plugins, o.num_plugins, "plugins")) {
     require(path, "plugins");
     options.plugins.emplace_back(path);

@@ -45,6 +45,7 @@ Generates from token ids and prints the new ones as they come.
   --cache-bytes N, --page-size N
   --device NAME             cpu (default), cuda or cuda:N
   --dtype NAME              of activations: auto, float32, bfloat16, float16
+  --gpu-memory-fraction X   of a GPU's memory that may be in use (default 0.9)
   --exact                   no int8 activations
   --prefault                back the caches with memory at the start
   --load-format FORMAT      auto, or dummy: made-up weights, which need no checkpoint
@@ -155,6 +156,7 @@ Arguments parse(int argc, char** argv) {
        }},
       {"--dummy-seed",
        [&](const std::string& name, const std::string& text) { o.dummy_seed = to_seed(name, text); }},
+      {"--gpu-memory-fraction", number(o.gpu_memory_fraction)},
       {"--device", [&](const std::string&, const std::string& text) { o.device = text; }},
       {"--dtype", [&](const std::string&, const std::string& text) { o.dtype = text; }},
   };

@@ -39,6 +39,7 @@ class EngineOptions:
     exact: bool = False
     load_format: str | None = None
     dummy_seed: int | None = None
+    gpu_memory_fraction: float | None = None
     plugins: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"
@@ -56,6 +57,7 @@ class EngineOptions:
         exact: bool = False,
         load_format: str = "auto",
         dummy_seed: int = 0,
+        gpu_memory_fraction: float | None = None,
         plugins: Iterable[str | os.PathLike[str]] | None = None,
         device: str | None = None,
     ) -> EngineOptions:
@@ -80,6 +82,14 @@ class EngineOptions:
             )
         if isinstance(dummy_seed, bool) or not isinstance(dummy_seed, int) or not 0 <= dummy_seed < 2**63:
             raise ValueError(f"[options] dummy_seed: expected an integer from 0 to 2**63 - 1, found {dummy_seed!r}")
+        if gpu_memory_fraction is not None and (
+            isinstance(gpu_memory_fraction, bool)
+            or not isinstance(gpu_memory_fraction, int | float)
+            or not 0 < gpu_memory_fraction <= 1
+        ):
+            raise ValueError(
+                f"[options] gpu_memory_fraction: expected a number above 0, up to 1, found {gpu_memory_fraction!r}"
+            )
         dummy = load_format == "dummy"
         if dummy_seed and not dummy:
             raise ValueError(f"[options] dummy_seed: expected load_format dummy beside it, found {load_format}")
@@ -92,6 +102,7 @@ class EngineOptions:
             exact=exact,
             load_format=load_format if dummy else None,
             dummy_seed=dummy_seed if dummy else None,
+            gpu_memory_fraction=gpu_memory_fraction,
             plugins=plugin_paths(plugins),
             device=device,
             dtype=dtype,

@@ -43,6 +43,7 @@ class LLM:
     max_seq_len: tokens of the longest sequence, prompt and answer; default: what the model was made for, or what fits.
     max_num_seqs: sequences that run together. max_batch_tokens: tokens of the largest step.
     cache_memory: memory of the caches in bytes, or text such as "2GiB".
+    gpu_memory_fraction: part of a GPU's memory that may be in use, by anybody, with this engine; default 0.9.
     threads: threads of the engine; default all cores this process may use.
     load_format: "auto", or "dummy": weights are made up from dummy_seed, none are read and none need to be there; a
         checkpoint folder is then compiled from its configuration alone.
@@ -67,6 +68,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_batch_tokens: int | None = None,
         cache_memory: int | str | None = None,
+        gpu_memory_fraction: float | None = None,
         threads: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
@@ -85,6 +87,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,
             cache_memory=cache_memory,
+            gpu_memory_fraction=gpu_memory_fraction,
             threads=threads,
             device=device,
             dtype=dtype,

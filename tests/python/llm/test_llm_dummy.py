@@ -158,3 +158,9 @@ def test_a_tensor_that_is_nowhere_has_no_offset():
     raw = {"format": "autodeploy.weights", "version": {"major": 1, "minor": 1}, "sources": [], "params": []}
     with pytest.raises(WeightError, match="expected the offset 0"):
         WeightProgram.from_json(raw | {"tensors": {"t": tensor}, "report": {"unused": [], "notes": []}})
+
+
+@pytest.mark.parametrize("fraction", [0, 1.5, True, "most"])
+def test_a_fraction_out_of_range(fraction, workshop):
+    with pytest.raises(ValueError, match="gpu_memory_fraction: expected a number above 0"):
+        LLM(workshop / "artifact", load_format="dummy", gpu_memory_fraction=fraction, progress=False)
