@@ -151,3 +151,8 @@ def cache_root(environ: Mapping[str, str] | None = None) -> Path:
     # The XDG base directory specification: a relative path there is to be ignored.
     xdg = Path(environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "autodeploy"
+
+
+def kernel_cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """The folder of compiled GPU kernels (it need not exist)."""
+    return cache_root(environ) / "kernels"
