@@ -11,9 +11,9 @@
 // Every sum is taken in an order that depends on the launch's shape alone.
 #pragma once
 
-#include "kernels/cuda/async_copy.h"
+#include "kernels/cuda/mma.h"
+#include "kernels/cuda/prefetch.h"
 #include "kernels/cuda/spec.h"
-#include "kernels/cuda/tensor_core.h"
 
 namespace autodeploy::cuda {
 
@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
       const bool valid = col < a.cols;
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
-        copy_16_async(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid);
+        copy_async_16(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid);
       next_chunk += a.warps_k;
       if (next_chunk >= chunks) {
         next_chunk = part;
@@ -432,9 +432,10 @@ size_t mma_shared(int cols, int rows, int warps) {
 }
 
 // A unit is kOctets octets of rows of the weights: 8 outputs from each kSlices of them. All warps share it,
-// chunk by chunk of the inner dimension. The weights are the b operand of mma, x is a: a lane's 16 bytes are
-// k 8t .. 8t+7 of a row of weights, and of a row of x, which two products take in halves. x lies in shared
-// memory (kStaged), or is read where it is, through the first-level cache.
+// chunk by chunk of the inner dimension. The weights are b of mma_16x8x16(), x is a; its inner dimension may
+// be in any order that both share: a lane's 16 bytes are k 8t .. 8t+7 of a row of weights, and of a row of x,
+// which two products take in halves. x lies in shared memory (kStaged), or is read where it is, through the
+// first-level cache.
 template <class T, int kOctets, int kRowGroups, int kStages, bool kStaged, class Epilogue>
 __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
     mma_kernel(SmallLinearArgs a, Epilogue epilogue) {
@@ -475,7 +476,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
         const bool valid = col < a.cols;
 #pragma unroll
         for (int q = 0; q < kOctets; ++q)
-          copy_16_async(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
+          copy_async_16(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
                         valid);
       }
       next_chunk += warps;
@@ -539,8 +540,8 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile) {
             const uint4 &low = xs[2 * tile], &high = xs[2 * tile + 1];
-            mma_16x8x16<T>(acc[q][tile], low.x, high.x, low.y, high.y, w[h][q].x, w[h][q].y);
-            mma_16x8x16<T>(acc[q][tile], low.z, high.z, low.w, high.w, w[h][q].z, w[h][q].w);
+            mma_16x8x16<T>(acc[q][tile], {low.x, high.x, low.y, high.y}, {w[h][q].x, w[h][q].y});
+            mma_16x8x16<T>(acc[q][tile], {low.z, high.z, low.w, high.w}, {w[h][q].z, w[h][q].w});
           }
         }
       }
