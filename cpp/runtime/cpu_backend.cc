@@ -98,6 +98,7 @@ class CpuBackend final : public EngineBackend {
         {"num_prefix_tokens", prefix_tokens_.size()},
         {"max_num_seqs", caches.limits.max_num_seqs},
         {"max_batch_tokens", caches.limits.max_batch_tokens},
+        {"max_open_steps", caches.limits.max_open_steps},
         {"cache_bytes", caches.limits.max_bytes},
         {"page_size", caches.limits.page_size},
         {"num_threads", pool_->num_threads()},

@@ -83,10 +83,11 @@ class EngineOptions:
 
     def to_native(self) -> dict[str, Any]:
         """The options that were chosen, as the native engine takes them."""
-        options = {name: value for name, value in vars(self).items() if value is not None}
-        return options | {"plugins": list(self.plugins)} if self.plugins else {
-            name: value for name, value in options.items() if name != "plugins"
-        }
+        options = {name: value for name, value in vars(self).items() if value is not None and name != "plugins"}
+        for name, default in (("device", "cpu"), ("dtype", "auto")):
+            if options[name] == default:
+                del options[name]
+        return options | ({"plugins": list(self.plugins)} if self.plugins else {})
 
 
 def plugin_paths(given: Iterable[str | os.PathLike[str]] | None) -> tuple[str, ...]:
