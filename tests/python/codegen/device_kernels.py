@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +62,8 @@ def run_on_device(
     program.instructions = [Instruction("region", moved, [v + 2 for v in instruction.outputs], {"region": 0})]
     with tempfile.TemporaryDirectory(prefix="autodeploy-region-") as name:
         folder = write_folder(Path(name), program, dict[str, StoredParam]())
-        put_kernels(folder, program, generate(program, parse_targets(targets, compiled_act or act)))
+        chosen = parse_targets(targets, compiled_act or act)
+        put_kernels(folder, program, generate(program, chosen, cache_folder=_cache_folder()))
         limits = {"max_tokens": tokens, "max_seqs": 1, "max_seq_len": tokens}
         runner = native().Runner(name, **limits, num_threads=1, poison=True, device=device, act=act)
         batch = Batch.of([tokens], rows=list(range(min(rows, tokens))))
@@ -70,6 +72,17 @@ def run_on_device(
     for i, out in enumerate(outputs):
         out.copy_(to_torch(found[f"out{i}"], out.dtype).reshape(out.shape))
     return plan
+
+
+@functools.cache
+def _cache_folder() -> Path:
+    """Kernels of this test run."""
+    folder = tempfile.TemporaryDirectory(prefix="autodeploy-kernels-")
+    _KEPT.append(folder)
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory] = []
 
 
 def to_numpy(x: torch.Tensor) -> np.ndarray:
