@@ -66,7 +66,7 @@ function(autodeploy_emulated_library)
   endforeach()
   file(GLOB emulation CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/kernels/cuda/emulation/*.cc)
   set(host ${AUTODEPLOY_CUDA_HOST})
-  list(FILTER host EXCLUDE REGEX "device_api\\.cc$")
+  list(FILTER host EXCLUDE REGEX "/(device_api|device_function)\\.cc$")
   # Objects, so that tests in C++ (tests/cpp/cuda) may link what the library hides.
   add_library(autodeploy_cuda_emulated_objects OBJECT ${wrapped} ${host} ${emulation})
   target_compile_definitions(autodeploy_cuda_emulated_objects PUBLIC AUTODEPLOY_SIMT_EMULATION)
