@@ -6,7 +6,7 @@ set(AUTODEPLOY_CUDA_EXPORTS ${PROJECT_SOURCE_DIR}/cpp/runtime/cuda/exports.map)
 
 function(autodeploy_device_library name)
   target_link_libraries(${name} PRIVATE autodeploy_runtime)
-  target_link_options(${name} PRIVATE -Wl,--exclude-libs,ALL -Wl,--version-script=${AUTODEPLOY_CUDA_EXPORTS})
+  target_link_options(${name} PRIVATE -Wl,--no-undefined -Wl,--exclude-libs,ALL -Wl,--version-script=${AUTODEPLOY_CUDA_EXPORTS})
   set_property(TARGET ${name} PROPERTY LINK_DEPENDS ${AUTODEPLOY_CUDA_EXPORTS})
   # Beside the Python extension, where it is looked for.
   set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/cpp/bindings)
@@ -66,7 +66,7 @@ function(autodeploy_emulated_library)
   endforeach()
   file(GLOB emulation CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpp/kernels/cuda/emulation/*.cc)
   set(host ${AUTODEPLOY_CUDA_HOST})
-  list(FILTER host EXCLUDE REGEX "device_api\\.cc$")
+  list(FILTER host EXCLUDE REGEX "/(device_api|device_function)\\.cc$")
   # Objects, so that tests in C++ (tests/cpp/cuda) may link what the library hides.
   add_library(autodeploy_cuda_emulated_objects OBJECT ${wrapped} ${host} ${emulation})
   target_compile_definitions(autodeploy_cuda_emulated_objects PUBLIC AUTODEPLOY_SIMT_EMULATION)
