@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import linecache
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -51,9 +50,12 @@ def require_triton() -> ModuleType:
     return triton
 
 
-def has_triton() -> bool:
-    """Whether some Triton is installed; it is not imported."""
-    return importlib.util.find_spec("triton") is not None
+def triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where a function is wrong or too large for a target."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return CompilationError, OutOfResources, PTXASError
 
 
 def load_function(source: KernelSource, device: ModuleType) -> Any:
@@ -80,7 +82,7 @@ def compile_source(source: KernelSource, arch: int, targets: tuple[str, ...]) ->
 
 def compile_function(
     function: Any,
-    params: tuple[tuple[str, str, int], ...],
+    params: Sequence[tuple[str, str, int]],
     constexprs: dict[str, Any],
     options: dict[str, Any],
     arch: int,
