@@ -19,7 +19,6 @@ from .region_source import KernelSource, block_size, region_source
 from .targets import Targets
 from .triton_compile import (
     OPTIONS,
-    TRITON_VERSION,
     Binary,
     compile_function,
     compile_source,
@@ -106,8 +105,8 @@ def generate(
     generated = Generated()
     if not targets.archs:
         return generated
-    require_triton()
-    generated.kernels.versions["triton"] = TRITON_VERSION
+    version = str(require_triton().__version__)
+    generated.kernels.versions["triton"] = version
     planned = [p for site in sites(program) if (p := _plan(program, site, targets.acts, schemas or {})) is not None]
     # In the order of their first use, so that equal Programs give equal files.
     wanted: dict[_Job, dict[str, int]] = {job: {} for p in planned for job in p.jobs.values()}
@@ -115,7 +114,7 @@ def generate(
     for done, job in enumerate(wanted):
         report(f"compiling GPU kernels: {done + 1} of {len(wanted)}")
         for arch, names in targets.names.items():
-            for target, (kernel, content) in _compiled(job, arch, names, store).items():
+            for target, (kernel, content) in _compiled(job, arch, names, version, store).items():
                 wanted[job][target] = _place(generated, kernel, content)
     for p in planned:
         by_act = {act: dict(wanted[job]) for act, job in p.jobs.items()}
@@ -177,9 +176,9 @@ def _author_job(op: CustomOp, launch: AuthorLaunch) -> _Job:
 
 
 def _compiled(
-    job: _Job, arch: int, names: tuple[str, ...], store: KernelCache
+    job: _Job, arch: int, names: tuple[str, ...], version: str, store: KernelCache
 ) -> dict[str, tuple[Kernel, bytes]]:
-    key = cache_key(job.facts, arch, TRITON_VERSION, OPTIONS)
+    key = cache_key(job.facts, arch, version, OPTIONS)
     found = {name: hit for name in names if (hit := store.find(key, name)) is not None}
     if len(found) == len(names):
         return found

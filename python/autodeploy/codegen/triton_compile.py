@@ -15,8 +15,8 @@ from autodeploy.artifact.kernels import Kernel, KernelArg, Scratch, digest, spli
 
 from .region_source import KernelSource
 
-TRITON_VERSION = "3.6.0"
-"""What the launch contract of kernels.json was written for; another release may add parameters to kernels."""
+TRITON_VERSIONS = ((3, 6), (3, 10))
+"""From the first up to below the second: releases whose kernels are known to be launched as kernels.json says."""
 
 _ARG_TYPES = {"i32": "i32", "i64": "i64", "fp32": "f32"}
 # Contraction would skip a rounding; flushing would make 0 of small numbers within elementary functions.
@@ -34,7 +34,7 @@ class Binary:
 
 
 def require_triton() -> ModuleType:
-    """Triton, of the release that the launch contract is for. Raises ValueError saying what to install."""
+    """Triton, of a release that the launch contract holds for. Raises ValueError saying what to install."""
     try:
         import triton
     except ImportError:
@@ -42,10 +42,12 @@ def require_triton() -> ModuleType:
             "[codegen] expected Triton to compile kernels for GPUs, found none: install autodeploy[cuda], or compile "
             "with --target cpu"
         ) from None
-    if triton.__version__ != TRITON_VERSION:
+    release = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not TRITON_VERSIONS[0] <= release < TRITON_VERSIONS[1]:
+        low, high = (".".join(map(str, v)) for v in TRITON_VERSIONS)
         raise ValueError(
-            f"[codegen] expected Triton {TRITON_VERSION}, found {triton.__version__}: install autodeploy[cuda], or "
-            "compile with --target cpu"
+            f"[codegen] expected Triton from {low} to below {high}, found {triton.__version__}: install "
+            "autodeploy[cuda], or compile with --target cpu"
         )
     return triton
 

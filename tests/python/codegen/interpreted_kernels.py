@@ -31,8 +31,8 @@ _LIBDEVICE: dict[str, Callable[..., torch.Tensor]] = {
 
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
-    """What is jitted or run in here is interpreted, with two of the interpreter's slips put right: it cuts off in casts to
-    bfloat16 instead of rounding, and spreads a condition over a block as numbers of the type that was compared."""
+    """What is jitted or run in here is interpreted, with two of the interpreter's slips put right: it cuts off in casts
+    to bfloat16 instead of rounding, and spreads a condition over a block as numbers of the type that was compared."""
     import triton.language as tl
     from triton import knobs
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

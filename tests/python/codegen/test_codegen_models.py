@@ -48,11 +48,12 @@ def test_stored_programs(path: Path) -> None:
 
 
 def patterns(program: Program) -> list[list[str]]:
-    return [
-        [repr(program.regions[s.instruction.attrs["region"]]), repr(walk_of(s.instruction, s.values, s.params).iteration)]
-        for s in sites(program)
-        if s.instruction.op == "region"
-    ]
+    found = []
+    for s in sites(program):
+        if s.instruction.op == "region":
+            iteration = walk_of(s.instruction, s.values, s.params).iteration
+            found.append([repr(program.regions[s.instruction.attrs["region"]]), repr(iteration)])
+    return found
 
 
 @pytest.mark.e2e
