@@ -80,7 +80,11 @@ class Chooser {
       for (const std::string& d : chosen.choice.declined) reasons += "; " + d;
       throw Error(ErrorKind::kUnsupported,
                   detail::concat(with_source(ins), "expected a kernel for ", ins.op, ", found ",
-                                 known ? "none that serves it" : "none of that name", reasons));
+                                 known ? "none that serves it" : "none of that name", reasons,
+                                 is_author_op(ins.op) && c_.options.device
+                                     ? "; its author's Triton kernel serves the GPU it was compiled for "
+                                       "(autodeploy compile --target)"
+                                     : ""));
     }
     for (size_t p = 0; p < ins.parts.size(); ++p) {
       const InstructionSpec& part = ins.parts[p];
