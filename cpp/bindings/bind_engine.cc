@@ -72,6 +72,8 @@ EngineOptions to_options(const py::dict& values) {
          {"num_threads", integer("num_threads", o.num_threads)},
          {"exact", boolean("exact", o.exact)},
          {"prefault", boolean("prefault", o.prefault)},
+         {"device", [&](py::handle v) { o.device = take<std::string>("engine", "device", v, "a string"); }},
+         {"dtype", [&](py::handle v) { o.dtype = take<std::string>("engine", "dtype", v, "a string"); }},
          {"plugins", [&](py::handle v) {
             o.plugins = take<std::vector<std::string>>("engine", "plugins", v, "a list of paths");
           }}});

@@ -12,8 +12,10 @@
 #include "core/thread_pool.h"
 #include "runtime/available_memory.h"
 #include "runtime/cpu_model_runner.h"
+#include "runtime/device_library.h"
 #include "runtime/engine_backend.h"
 #include "runtime/executor.h"
+#include "runtime/plan_json.h"
 #include "runtime/plugins.h"
 #include "runtime/program_limits.h"
 #include "runtime/program_reader.h"
@@ -41,6 +43,8 @@ class CpuBackend final : public EngineBackend {
  public:
   CpuBackend(const std::string& artifact_dir, const EngineOptions& options, const LoadProgress& progress)
       : options_(options) {
+    AD_CHECK(parse_act(options.dtype, DType::kF32) == DType::kF32, ErrorKind::kInvalidArgument,
+             "[engine] dtype: expected float32 or auto on the CPU, found ", options.dtype);
     process_bytes_ = resident_memory();
     ProgramSpec program = load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins));
     const WeightProgram weight_program = load_weight_program(artifact_dir);
@@ -94,6 +98,7 @@ class CpuBackend final : public EngineBackend {
         {"num_prefix_tokens", prefix_tokens_.size()},
         {"max_num_seqs", caches.limits.max_num_seqs},
         {"max_batch_tokens", caches.limits.max_batch_tokens},
+        {"max_open_steps", caches.limits.max_open_steps},
         {"cache_bytes", caches.limits.max_bytes},
         {"page_size", caches.limits.page_size},
         {"num_threads", pool_->num_threads()},
@@ -117,26 +122,6 @@ class CpuBackend final : public EngineBackend {
   }
 
  private:
-  static Json caches_json(const CachePlan& plan) {
-    Json groups = Json::array();
-    for (const PageGroupPlan& group : plan.groups) {
-      groups.push_back({{"window", group.window},
-                        {"chunk", group.chunk},
-                        {"page_size", group.page_size},
-                        {"page_bytes", group.page_bytes},
-                        {"num_pages", group.num_pages},
-                        {"pages_per_sequence", group.pages_for(plan.limits.max_seq_len)},
-                        {"states", group.states},
-                        {"bytes", group.bytes()}});
-    }
-    return {{"groups", std::move(groups)},
-            {"slots",
-             {{"slot_bytes", plan.slots.slot_bytes},
-              {"num_slots", plan.slots.num_slots},
-              {"states", plan.slots.states},
-              {"bytes", plan.slots.bytes()}}}};
-  }
-
   void prefault() {
     constexpr int64_t kChunk = int64_t{4} << 20;
     const HostMemory& storage = pools_->storage();
@@ -169,6 +154,13 @@ std::unique_ptr<EngineBackend> open_cpu_backend(const std::string& artifact_dir,
   malloc_trim(0);  // what reading the artifact took is of no further use
 #endif
   return backend;
+}
+
+std::unique_ptr<EngineBackend> open_backend(const std::string& artifact_dir, const EngineOptions& options,
+                                            const LoadProgress& progress) {
+  const std::string library = parse_device(options.device).first;
+  if (library == "cpu") return open_cpu_backend(artifact_dir, options, progress);
+  return device_library(library).open_backend(artifact_dir, options, progress);
 }
 
 }  // namespace autodeploy

@@ -58,7 +58,7 @@ void count_end(EngineStats& stats, FinishReason reason) {
 
 std::unique_ptr<Engine> Engine::open(const std::string& artifact_dir, const EngineOptions& options,
                                      const LoadProgress& progress) {
-  return std::make_unique<Engine>(open_cpu_backend(artifact_dir, options, progress));
+  return std::make_unique<Engine>(open_backend(artifact_dir, options, progress));
 }
 
 Engine::Engine(std::unique_ptr<EngineBackend> backend)

@@ -32,6 +32,7 @@ struct EngineStats {
   int64_t num_prefill_tokens = 0, num_decode_tokens = 0;  // computed by the model
   int64_t num_generated_tokens = 0;
   int64_t cache_used_bytes = 0, cache_total_bytes = 0;
+  // What the engine's thread spends on a step: less than the step takes where steps overlap.
   double step_seconds_total = 0, step_seconds_last = 0, step_seconds_max = 0;
   double uptime_seconds = 0;
 };
@@ -46,7 +47,7 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Opens an artifact on the CPU. Throws Error.
+  // Opens an artifact on the device that the options name. Throws Error.
   static std::unique_ptr<Engine> open(const std::string& artifact_dir, const EngineOptions& options = {},
                                       const LoadProgress& progress = {});
 

@@ -34,4 +34,8 @@ using LoadProgress = std::function<void(int64_t, int64_t)>;
 std::unique_ptr<EngineBackend> open_cpu_backend(const std::string& artifact_dir, const EngineOptions& options,
                                                 const LoadProgress& progress = {});
 
+// On the device that the options name.
+std::unique_ptr<EngineBackend> open_backend(const std::string& artifact_dir, const EngineOptions& options,
+                                            const LoadProgress& progress = {});
+
 }  // namespace autodeploy

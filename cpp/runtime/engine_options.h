@@ -19,8 +19,10 @@ enum class Overlap : uint8_t {
 
 // 0 leaves a choice to the engine.
 struct EngineOptions {
-  int64_t max_seq_len = 0;   // tokens of prompt and output together: the model's, or what the caches hold
-  int64_t max_num_seqs = 0;  // sequences that run together: 8, fewer where their recurrent states are large
+  std::string device = "cpu";  // or "cuda", "cuda:N"
+  std::string dtype = "auto";  // of activations: the model's own on a GPU, float32 on the CPU
+  int64_t max_seq_len = 0;     // tokens of prompt and output together: the model's, or what the caches hold
+  int64_t max_num_seqs = 0;    // sequences that run together: 8, fewer where their recurrent states are large
   int64_t max_batch_tokens = 0;  // tokens of one step: 512, at least max_num_seqs
   int64_t cache_bytes = 0;       // limit of the caches: half of the memory that is left beside the weights
   int32_t page_size = 0;         // tokens per cache page: 32

@@ -24,6 +24,9 @@ from .artifact import Program, Provenance, validate
 from .artifact.files import CONSTANTS, GENERATION_CONFIG, PACKED_WEIGHTS
 from .artifact.writer import Content, write_artifact
 from .capture.source import Source, resolve_source
+from .codegen.generate import generate
+from .codegen.targets import NO_TARGETS, Targets
+from .codegen.triton_compile import require_triton
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,6 +67,8 @@ def compile_model(
     dump: str | None = None,
     trust_remote_code: bool = False,
     plugins: Sequence[str] = (),
+    targets: Targets = NO_TARGETS,
+    kernel_cache: Path | None = None,
     report: Report = lambda text: None,
 ) -> Compiled:
     """Compiles a model into the artifact folder `out`, which is written whole or not at all.
@@ -77,16 +82,20 @@ def compile_model(
         trust_remote_code: run modelling code that comes with the checkpoint.
         plugins: libraries with kernels for the author's own operators: the artifact holds their digests, and the
             runtime then refuses other ones of the same names. Nothing of them is loaded here.
+        targets: GPUs and activation types to compile kernels for, which needs Triton (but no GPU).
+        kernel_cache: a folder that keeps compiled kernels for the next time.
         report: called with lines of progress.
 
     Raises:
         ValueError: the model cannot be compiled or the artifact cannot be written; the message says what to do.
     """
+    if targets.archs:
+        require_triton()
     found = resolve_source(source, revision=revision, trust_remote_code=trust_remote_code, report=report)
     compiled = build(found, dump=dump, report=report)
     if plugins:
         compiled.program.metadata["plugins"] = {Path(p).name: _digest(Path(p)) for p in plugins}
-    write(compiled, out, pack=pack, report=report)
+    write(compiled, out, pack=pack, targets=targets, kernel_cache=kernel_cache, report=report)
     return compiled
 
 
@@ -135,7 +144,13 @@ def _wanted(ir: ModelIR) -> Iterator[ParamInfo]:
 
 
 def write(
-    compiled: Compiled, out: str | os.PathLike[str], *, pack: bool = False, report: Report = lambda text: None
+    compiled: Compiled,
+    out: str | os.PathLike[str],
+    *,
+    pack: bool = False,
+    targets: Targets = NO_TARGETS,
+    kernel_cache: Path | None = None,
+    report: Report = lambda text: None,
 ) -> Path:
     """Writes the artifact. Raises ValueError, and then leaves nothing behind."""
     from .weights.pack import plan_pack, write_packed
@@ -149,15 +164,23 @@ def write(
         # The file of constants lies beside the packed one, which is written after it.
         show = _percent(report)
         files[PACKED_WEIGHTS] = lambda path: write_packed(weights, packed, header, path.parent, path, show)
+    options: dict[str, Any] = {"pack": pack}
+    made = None
+    if targets.archs:
+        options |= {"targets": [f"cuda:{arch}" for arch in targets.archs], "acts": list(targets.acts)}
+        made = generate(compiled.program, targets, cache_folder=kernel_cache, report=report)
     provenance = Provenance(
         source=source.named,
         revision=source.revision,
         versions={name: _version(name) for name in _VERSIONS},
         remote_code=source.trust_remote_code,
-        options={"pack": pack},
+        options=options,
     )
     report("writing the artifact")
-    return write_artifact(out, compiled.program, (packed if pack else weights).to_json(), provenance, files)
+    content = (packed if pack else weights).to_json()
+    return write_artifact(
+        out, compiled.program, content, provenance, files, made and made.kernels, made and made.binaries
+    )
 
 
 def _percent(report: Report) -> Callable[[int, int], None]:

@@ -70,6 +70,8 @@ typedef struct autodeploy_engine_options {
   void* progress_user_data;
   const char* const* plugins; /* [num_plugins] libraries with kernels for an author's operators (plugin.h) */
   size_t num_plugins;
+  const char* device; /* "cpu" (default), "cuda" or "cuda:N"; NULL: the default */
+  const char* dtype; /* of activations: "auto" (default), "float32"; on a GPU "bfloat16" and "float16", too */
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

@@ -50,6 +50,7 @@ struct Options {
   std::int64_t max_seq_len = 0, max_num_seqs = 0, max_batch_tokens = 0, cache_bytes = 0;
   std::int32_t page_size = 0, num_threads = 0;
   bool exact = false, prefault = false;
+  std::string device, dtype;  // empty: the defaults
   // (done, total) bytes of weights; returns false to give up. May throw, which gives up too.
   std::function<bool(std::int64_t, std::int64_t)> progress;
 };
@@ -254,6 +255,8 @@ class Engine {
     o.num_threads = options.num_threads;
     o.exact = options.exact;
     o.prefault = options.prefault;
+    if (!options.device.empty()) o.device = options.device.c_str();
+    if (!options.dtype.empty()) o.dtype = options.dtype.c_str();
     Progress progress{&options.progress, nullptr};
     if (options.progress) {
       o.progress = &Progress::call;

@@ -12,6 +12,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -117,24 +118,9 @@ class CausalConv1d : public Kernel {
 };
 
 std::unique_ptr<Kernel> make_causal_conv1d(const KernelSpec& spec, std::string* why, Isa isa) {
-  const SpecCheck check(spec);
-  check.arity(3, 1, 1);
-  const OperandSpec& x = check.input(0, "x [T, C]", 2, 1);
-  const OperandSpec& weight = check.input(1, "weight [C, K]", 2, 0);
-  const int64_t channels = check.static_dim(x, "x", 1), taps = check.static_dim(weight, "weight", 1);
-  check.shape(weight, "weight", {x.shape[1], fixed(taps)});
-  if (spec.in[2].present) check.shape(spec.in[2], "bias", {x.shape[1]});
-  check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", x.shape);
-  const std::string& activation = spec.attrs.string("activation");
-  check.that(activation.empty() || activation == "silu", "activation \"\" or \"silu\"",
-             "\"" + activation + "\"");
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kConv && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({taps - 1, channels}),
-             "a conv state [K - 1, C] = [" + std::to_string(taps - 1) + ", " + std::to_string(channels) + "]",
-             "another");
+  check_causal_conv1d(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2}, why)) return nullptr;
-  if (state.components[0].dtype != DType::kF32) {
+  if (spec.states[0].components[0].dtype != DType::kF32) {
     *why = "serves float32 states only";
     return nullptr;
   }

@@ -12,6 +12,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -126,39 +127,14 @@ class Wkv : public Kernel {
   std::string name_;
 };
 
-// A slot state of `components` float32 vectors of one number per channel.
-void check_state(const SpecCheck& check, const StateSpec& state, size_t components, int64_t channels) {
-  bool fits = state.kind == StateSpec::Kind::kSlot && state.components.size() == components;
-  for (size_t i = 0; fits && i < components; ++i) {
-    fits = state.components[i].shape == std::vector<int64_t>({channels}) &&
-           state.components[i].dtype == DType::kF32;
-  }
-  check.that(
-      fits,
-      "a slot state of " + std::to_string(components) + " times float32 [" + std::to_string(channels) + "]",
-      "another");
-}
-
 std::unique_ptr<Kernel> make_linear_scan(const KernelSpec& spec, std::string* why, Isa isa) {
-  const SpecCheck check(spec);
-  check.arity(2, 1, 1);
-  const OperandSpec& x = check.input(0, "x [T, C]", 2, 1);
-  check.shape(check.input(1, "a [T, C]", 2, 1), "a", x.shape);
-  check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", x.shape);
-  check_state(check, spec.states[0], 1, check.static_dim(x, "x", 1));
+  check_linear_scan(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1}, why)) return nullptr;
   return std::make_unique<LinearScan>(spec, isa);
 }
 
 std::unique_ptr<Kernel> make_wkv(const KernelSpec& spec, std::string* why, Isa isa) {
-  const SpecCheck check(spec);
-  check.arity(4, 1, 1);
-  const OperandSpec& k = check.input(0, "k [T, C]", 2, 1);
-  check.shape(check.input(1, "v [T, C]", 2, 1), "v", k.shape);
-  check.shape(check.input(2, "decay [C]", 1, 1), "decay", {k.shape[1]});
-  check.shape(check.input(3, "bonus [C]", 1, 1), "bonus", {k.shape[1]});
-  check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", k.shape);
-  check_state(check, spec.states[0], 3, check.static_dim(k, "k", 1));
+  check_wkv(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3}, why)) return nullptr;
   return std::make_unique<Wkv>(spec, isa);
 }

@@ -12,6 +12,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/scan_form.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
@@ -166,33 +167,7 @@ class GatedDeltaRule : public Kernel {
 
 std::unique_ptr<Kernel> make_gated_delta_rule(const KernelSpec& spec, std::string* why, Isa isa,
                                               ScanForm form) {
-  const SpecCheck check(spec);
-  check.arity(5, 1, 1);
-  check.finite("scale");
-  check.finite("eps");
-  const OperandSpec& k = check.input(1, "k [T, Hk, Dk]", 3, 1);
-  const OperandSpec& v = check.input(2, "v [T, Hv, Dv]", 3, 1);
-  const int64_t key_heads = check.static_dim(k, "k", 1), dk = check.static_dim(k, "k", 2),
-                heads = check.static_dim(v, "v", 1), dv = check.static_dim(v, "v", 2);
-  check.shape(check.input(0, "q [T, Hk, Dk]", 3, 1), "q", k.shape);
-  check.that(v.shape[0] == k.shape[0] && heads % key_heads == 0,
-             "v of as many tokens as k, and key heads that divide v's",
-             shape_text(v.shape) + " and " + shape_text(k.shape));
-  if (const OperandSpec& g = spec.in[3]; g.present) {
-    if (g.shape.size() == 3) check.input(3, "g [T, Hv, Dk]", 3, 1);
-    check.shape(g, "g",
-                g.shape.size() == 3 ? std::vector<Dim>{v.shape[0], v.shape[1], k.shape[2]}
-                                    : std::vector<Dim>{v.shape[0], v.shape[1]});
-  }
-  check.shape(check.input(4, "beta [T, Hv]", 2, 0), "beta", {v.shape[0], v.shape[1]});
-  check.shape(check.output(0, "the result [T, Hv, Dv]", 3, 1), "the result", v.shape);
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({heads, dk, dv}) &&
-                 state.components[0].dtype == DType::kF32,
-             "a float32 slot state [Hv, Dk, Dv] = [" + std::to_string(heads) + ", " + std::to_string(dk) +
-                 ", " + std::to_string(dv) + "]",
-             "another");
+  check_gated_delta_rule(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4}, why)) return nullptr;
   return std::make_unique<GatedDeltaRule>(spec, isa, form);
 }

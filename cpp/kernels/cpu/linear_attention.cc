@@ -12,6 +12,7 @@
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matrix_memory.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -106,25 +107,7 @@ class LinearAttention : public Kernel {
 
 std::unique_ptr<Kernel> make_linear_attention(const KernelSpec& spec, std::string* why, Isa isa,
                                               ScanForm form) {
-  const SpecCheck check(spec);
-  check.arity(5, 1, 1);
-  const OperandSpec& k = check.input(1, "k [T, H, Dk]", 3, 1);
-  const OperandSpec& v = check.input(2, "v [T, H, Dv]", 3, 1);
-  check.shape(check.input(0, "q [T, H, Dk]", 3, 1), "q", k.shape);
-  const int64_t heads = check.static_dim(k, "k", 1), width = check.static_dim(k, "k", 2),
-                values = check.static_dim(v, "v", 2);
-  check.shape(v, "v", {k.shape[0], k.shape[1], v.shape[2]});
-  if (spec.in[3].present) check.shape(spec.in[3], "gate", {k.shape[0], k.shape[1]});
-  if (spec.in[4].present) check.shape(spec.in[4], "decay", {k.shape[1]});
-  check.shape(check.output(0, "the result [T, H, Dv]", 3, 1), "the result", v.shape);
-  check.finite("scale");
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({heads, width, values}) &&
-                 state.components[0].dtype == DType::kF32,
-             "a float32 slot state [H, Dk, Dv] = [" + std::to_string(heads) + ", " + std::to_string(width) +
-                 ", " + std::to_string(values) + "]",
-             "another");
+  check_linear_attention(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4}, why)) return nullptr;
   return std::make_unique<LinearAttention>(spec, isa, form);
 }

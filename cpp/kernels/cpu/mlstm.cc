@@ -12,6 +12,7 @@
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matrix_memory.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -121,26 +122,7 @@ class Mlstm : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_mlstm(const KernelSpec& spec, std::string* why, Isa isa, ScanForm form) {
-  const SpecCheck check(spec);
-  check.arity(5, 1, 1);
-  const OperandSpec& k = check.input(1, "k [T, H, Dk]", 3, 1);
-  const OperandSpec& v = check.input(2, "v [T, H, Dv]", 3, 1);
-  check.shape(check.input(0, "q [T, H, Dk]", 3, 1), "q", k.shape);
-  const int64_t heads = check.static_dim(k, "k", 1), width = check.static_dim(k, "k", 2),
-                values = check.static_dim(v, "v", 2);
-  check.shape(v, "v", {k.shape[0], k.shape[1], v.shape[2]});
-  check.shape(check.input(3, "input_gate [T, H]", 2, 0), "input_gate", {k.shape[0], k.shape[1]});
-  check.shape(check.input(4, "forget_gate [T, H]", 2, 0), "forget_gate", {k.shape[0], k.shape[1]});
-  check.shape(check.output(0, "the result [T, H, Dv]", 3, 1), "the result", v.shape);
-  check.finite("scale");
-  check.finite("eps");
-  const std::vector<std::vector<int64_t>> shapes = {{heads, width, values}, {heads, width}, {heads}};
-  const StateSpec& state = spec.states[0];
-  bool fits = state.kind == StateSpec::Kind::kSlot && state.components.size() == shapes.size();
-  for (size_t i = 0; fits && i < shapes.size(); ++i) {
-    fits = state.components[i].shape == shapes[i] && state.components[i].dtype == DType::kF32;
-  }
-  check.that(fits, "a slot state of float32 [H, Dk, Dv], [H, Dk] and [H]", "another");
+  check_mlstm(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4}, why)) return nullptr;
   return std::make_unique<Mlstm>(spec, isa, form);
 }

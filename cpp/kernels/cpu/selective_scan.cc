@@ -12,6 +12,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -109,25 +110,7 @@ class SelectiveScan : public Kernel {
 };
 
 std::unique_ptr<Kernel> make_selective_scan(const KernelSpec& spec, std::string* why, Isa isa) {
-  const SpecCheck check(spec);
-  check.arity(7, 1, 1);
-  const OperandSpec& x = check.input(0, "x [T, C]", 2, 1);
-  const OperandSpec& a = check.input(2, "a [C, N]", 2, 0);
-  const OperandSpec& b = check.input(3, "b [T, N]", 2, 1);
-  const int64_t channels = check.static_dim(a, "a", 0), n = check.static_dim(a, "a", 1);
-  check.shape(x, "x", {x.shape[0], fixed(channels)});
-  check.shape(check.input(1, "dt [T, C]", 2, 1), "dt", x.shape);
-  check.shape(b, "b", {x.shape[0], fixed(n)});
-  check.shape(check.input(4, "c [T, N]", 2, 1), "c", b.shape);
-  if (spec.in[5].present) check.shape(spec.in[5], "d", {fixed(channels)});
-  if (spec.in[6].present) check.shape(spec.in[6], "dt_bias", {fixed(channels)});
-  check.shape(check.output(0, "the result [T, C]", 2, 1), "the result", x.shape);
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({channels, n}) &&
-                 state.components[0].dtype == DType::kF32,
-             "a float32 slot state [C, N] = [" + std::to_string(channels) + ", " + std::to_string(n) + "]",
-             "another");
+  check_selective_scan(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4, 5, 6}, why)) return nullptr;
   return std::make_unique<SelectiveScan>(spec, isa);
 }

@@ -12,6 +12,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/cpu/scan_form.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
@@ -169,32 +170,7 @@ class Ssd : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_ssd(const KernelSpec& spec, std::string* why, Isa isa, ScanForm form) {
-  const SpecCheck check(spec);
-  check.arity(7, 1, 1);
-  const OperandSpec& x = check.input(0, "x [T, H, P]", 3, 1);
-  const OperandSpec& dt = check.input(1, "dt [T, H]", 2, 0);
-  const OperandSpec& b = check.input(3, "b [T, G, N]", 3, 1);
-  const Dim tokens = x.shape[0], heads = x.shape[1], channels = x.shape[2];
-  check.shape(dt, "dt", {tokens, heads});
-  check.shape(check.input(2, "a [H]", 1, 0), "a", {heads});
-  check.shape(check.input(4, "c [T, G, N]", 3, 1), "c", b.shape);
-  const int64_t groups = check.static_dim(b, "b", 1), n = check.static_dim(b, "b", 2),
-                h = check.static_dim(x, "x", 1);
-  check.that(b.shape[0] == tokens && h % groups == 0,
-             "b of as many tokens as x, and groups that divide x's heads",
-             shape_text(b.shape) + " and " + shape_text(x.shape));
-  if (const OperandSpec& d = spec.in[5]; d.present) {
-    check.shape(d, "d", d.shape.size() == 2 ? std::vector<Dim>{heads, channels} : std::vector<Dim>{heads});
-  }
-  if (spec.in[6].present) check.shape(spec.in[6], "dt_bias", {heads});
-  check.shape(check.output(0, "the result [T, H, P]", 3, 1), "the result", x.shape);
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kSlot && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({h, channels.constant, n}) &&
-                 state.components[0].dtype == DType::kF32,
-             "a float32 slot state [H, P, N] = [" + std::to_string(h) + ", " +
-                 std::to_string(channels.constant) + ", " + std::to_string(n) + "]",
-             "another");
+  check_ssd(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2, 3, 4, 5, 6}, why)) return nullptr;
   return std::make_unique<Ssd>(spec, isa, form);
 }

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "core/error.h"
-#include "kernels/cpu/spec_check.h"
+#include "kernels/cpu/mixer_checks.h"
 #include "kernels/kernel.h"
 
 namespace autodeploy {
@@ -74,32 +74,13 @@ class Window : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_window(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(2, 1, 1);
-  const std::vector<int64_t>& back = spec.attrs.integers("back");
-  const bool forward = std::any_of(back.begin(), back.end(), [](int64_t b) { return b < 0; });
-  check.that(!back.empty() && !forward && *std::max_element(back.begin(), back.end()) > 0,
-             "distances >= 0, one above 0", std::to_string(back.size()) + " others");
-  const OperandSpec& x = check.input(0, "x [T, C]", 2, 1);
-  check.that(x.shape[0] == Dim{0, 1, 0}, "x [T, C]", shape_text(x.shape));
-  const int64_t row = check.static_dim(x, "x", 1);
-  if (const OperandSpec* fill = check.optional_input(1, "fill [C]", 1, 1)) {
-    check.shape(*fill, "fill", {x.shape[1]});
-    check.that(fill->dtype == x.dtype, "a fill of x's dtype", std::string(dtype_name(fill->dtype)));
-  }
-  const OperandSpec& out = check.output(0, "the result [T, K, C]", 3, 2);
-  check.shape(out, "the result", {x.shape[0], fixed(static_cast<int64_t>(back.size())), x.shape[1]});
-  check.that(out.dtype == x.dtype, "a result of x's dtype", std::string(dtype_name(out.dtype)));
-  const int64_t reach = *std::max_element(back.begin(), back.end());
-  const StateSpec& state = spec.states[0];
-  check.that(state.kind == StateSpec::Kind::kConv && state.components.size() == 1 &&
-                 state.components[0].shape == std::vector<int64_t>({reach, row}),
-             "a conv state [" + std::to_string(reach) + ", " + std::to_string(row) + "]", "another");
-  if (state.components[0].dtype != x.dtype) {
+  check_window(spec);
+  const OperandSpec& x = spec.in[0];
+  if (spec.states[0].components[0].dtype != x.dtype) {
     *why = "serves states of x's dtype only";
     return nullptr;
   }
-  return std::make_unique<Window>(back, row * dtype_size(x.dtype));
+  return std::make_unique<Window>(spec.attrs.integers("back"), x.shape[1].constant * dtype_size(x.dtype));
 }
 
 }  // namespace autodeploy

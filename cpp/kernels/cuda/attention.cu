@@ -20,26 +20,6 @@ constexpr int kChannels = kWarpSize * kRun * kRuns;  // of values, of a block
 constexpr size_t kSharedBytes = 48 * 1024;           // what any device gives without being asked
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-// Stands for float dtypes that are only known at run time, and differ between operands.
-struct AnyFloat {};
-
-template <class T>
-AD_DEVICE float load(const void* data, DType dtype, int64_t i) {
-  if constexpr (std::is_same_v<T, AnyFloat>) {
-    return load_float(data, dtype, i);
-  } else {
-    return to_float(static_cast<const T*>(data)[i]);
-  }
-}
-template <class T>
-AD_DEVICE void store(void* data, DType dtype, int64_t i, float v) {
-  if constexpr (std::is_same_v<T, AnyFloat>) {
-    store_float(data, dtype, i, v);
-  } else {
-    static_cast<T*>(data)[i] = from_float<T>(v);
-  }
-}
-
 // What a step's tokens belong to.
 struct StepArgs {
   const int32_t *token_seq = nullptr, *query_start = nullptr, *kv_len = nullptr;
@@ -85,7 +65,7 @@ AD_DEVICE void append_rows(const FloatView& from, const PagedComponent& to, cons
   for (int i = static_cast<int>(threadIdx.x); i < heads * width; i += kThreads) {
     const int head = i / width, c = i % width;
     const int64_t at = token * from.stride[0] + head * from.stride[1] + c;
-    store<T>(to.row(pages, head, place), to.dtype, c, load<T>(from.data, from.dtype, at));
+    store_act<T>(to.row(pages, head, place), to.dtype, c, load_act<T>(from.data, from.dtype, at));
   }
 }
 
@@ -253,7 +233,7 @@ AD_DEVICE void multiply_key(const AttentionArgs& a, const uint8_t* key, const fl
     }
   }
   for (int c = 0; c < a.key_len; ++c) {
-    const float k = load<T>(key, a.k.dtype, c);
+    const float k = load_act<T>(key, a.k.dtype, c);
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) dots[h] += q[h * stride + c] * k;
   }
@@ -277,7 +257,7 @@ AD_DEVICE void load_run(const AttentionArgs& a, const uint8_t* row, int channel,
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i)
-    x[i] = channel + i < a.value_len ? load<T>(row, a.v.dtype, channel + i) : 0.0f;
+    x[i] = channel + i < a.value_len ? load_act<T>(row, a.v.dtype, channel + i) : 0.0f;
 }
 
 template <class T, int kHeads>
@@ -303,7 +283,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArgs a) {
   for (int i = thread; i < kHeads * a.key_len; i += kThreads) {
     const int h = i / a.key_len, c = i % a.key_len;
     const int64_t at = token * a.q.stride[0] + (first_head + h) * a.q.stride[1] + c;
-    queries[h * stride + c] = h < heads ? load<T>(a.q.data, a.q.dtype, at) * a.scale : 0.0f;
+    queries[h * stride + c] = h < heads ? load_act<T>(a.q.data, a.q.dtype, at) * a.scale : 0.0f;
   }
   __syncthreads();
 
@@ -414,7 +394,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArgs a) {
       float value = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) value += share[w] * part[w * kHeads * kPart + 2 + c];
-      store<T>(a.out.data, a.out.dtype, at + c, value * inverse);
+      store_act<T>(a.out.data, a.out.dtype, at + c, value * inverse);
     }
   }
 }
@@ -424,9 +404,8 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArgs a) {
 struct AttentionState {
   AttentionForm form;
   StateSpec state;
-  DType dtype = DType::kF32;
-  bool one_dtype = true;  // of queries, keys, values, results and pages
-  int heads = 1;          // of a block: 1, 2 or 4
+  std::optional<DType> common;  // dtype of queries, keys, values, results and pages
+  int heads = 1;                // of a block: 1, 2 or 4
   int64_t list_length = 0, max_tokens = 0;
 
   int list_heads() const {
@@ -448,14 +427,6 @@ bool rows_aligned(const PagedComponent& c, int64_t bytes) {
          c.page_bytes % bytes == 0 && c.width * c.element_bytes % bytes == 0;
 }
 
-template <class F>
-void dispatch(const AttentionState& s, F&& f) {
-  if (s.one_dtype)
-    dispatch_act(s.dtype, f);
-  else
-    f(TypeTag<AnyFloat>{});
-}
-
 void append(const AttentionState& s, const KernelCall& call) {
   AppendArgs a(*call.device);
   a.k = FloatView(call.in[1]), a.v = FloatView(call.in[2]);
@@ -467,7 +438,7 @@ void append(const AttentionState& s, const KernelCall& call) {
            rows_aligned(a.v_pages, 16);
   const LaunchConfig config{dim3(static_cast<unsigned>(call.device->num_tokens)), dim3(kThreads),
                             stream_of(call), 0, true};
-  dispatch(s, [&](auto t) { launch(config, append_kernel<typename decltype(t)::type>, a); });
+  dispatch_common(s.common, [&](auto t) { launch(config, append_kernel<typename decltype(t)::type>, a); });
 }
 
 KeyRange range_of(const AttentionForm& form) {
@@ -526,7 +497,7 @@ void run_attention(const AttentionState& s, const KernelCall& call) {
                   static_cast<unsigned>(form.kv_heads * tiles), blocks_for(form.value_len, kChannels));
   const LaunchConfig config{grid, dim3(kThreads), stream_of(call),
                             static_cast<size_t>(shared_floats(s.heads, form.key_len)) * sizeof(float), true};
-  dispatch(s, [&](auto t) { attend<typename decltype(t)::type>(s, config, a); });
+  dispatch_common(s.common, [&](auto t) { attend<typename decltype(t)::type>(s, config, a); });
 }
 
 }  // namespace
@@ -535,21 +506,16 @@ std::unique_ptr<Kernel> make_attention(const KernelSpec& spec, std::string* why)
   AttentionState s;
   s.form = check_attention(spec);
   s.state = spec.states[0];
-  s.dtype = spec.out[0].dtype;
   s.max_tokens = spec.max_tokens;
-  const auto serves = [&](DType t) {
-    if (t != s.dtype) s.one_dtype = false;
-    return is_float(t);
-  };
-  bool floats = serves(s.dtype) && serves(s.state.components[0].dtype) && serves(s.state.components[1].dtype);
-  for (size_t i = 0; i < kListedKeys; ++i) {
-    if (!spec.in[i].present) continue;
-    floats = floats && (i < kSinks ? serves(spec.in[i].dtype) : is_float(spec.in[i].dtype));
-  }
-  if (!floats) {
-    *why = "it takes floats";
+  if (!all_float(spec, {0, 1, 2, kSinks, kSlopes, kBiasTable}, why)) return nullptr;
+  const DType key_pages = s.state.components[0].dtype, value_pages = s.state.components[1].dtype;
+  if (!is_float(key_pages) || !is_float(value_pages)) {
+    *why = "it takes pages of floats";
     return nullptr;
   }
+  const DType q = spec.in[0].dtype;
+  s.common = common_dtype({q, s.form.appends ? spec.in[1].dtype : q, s.form.appends ? spec.in[2].dtype : q,
+                           spec.out[0].dtype, key_pages, value_pages});
   if (spec.in[kListedKeys].present) s.list_length = spec.in[kListedKeys].shape.back().constant;
   const auto fits = [&](int heads) {
     return shared_floats(heads, s.form.key_len) * static_cast<int64_t>(sizeof(float)) <=

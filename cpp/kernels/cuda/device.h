@@ -7,9 +7,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "core/dtype.h"
+#include "core/error.h"
 
 #ifdef AUTODEPLOY_SIMT_EMULATION
 #include "kernels/cuda/emulation/simt.h"
@@ -104,6 +108,57 @@ AD_DEVICE void let_next_start() {
 }
 
 #endif
+
+// ---- memory that belongs to a kernel ----
+
+// A small table in the device's memory: uploaded when a kernel is made, freed with it. Throws
+// Error(kOutOfMemory) where memory is short, else Error(kInternal) with CUDA's words.
+class DeviceConstant {
+ public:
+  DeviceConstant() = default;
+  DeviceConstant(const void* data, size_t bytes, const char* what) {
+    if (bytes == 0) return;
+#ifdef AUTODEPLOY_SIMT_EMULATION
+    data_ = std::malloc(bytes);
+    AD_CHECK(data_, ErrorKind::kOutOfMemory, "[cuda] expected ", bytes, " bytes of memory for ", what,
+             ", found less");
+    std::memcpy(data_, data, bytes);
+#else
+    const auto check = [&](cudaError_t error) {
+      AD_CHECK(error == cudaSuccess,
+               error == cudaErrorMemoryAllocation ? ErrorKind::kOutOfMemory : ErrorKind::kInternal,
+               "[cuda] expected ", bytes, " bytes of the GPU's memory for ", what,
+               ", found: ", cudaGetErrorString(error));
+    };
+    check(cudaMalloc(&data_, bytes));
+    const cudaError_t copied = cudaMemcpy(data_, data, bytes, cudaMemcpyHostToDevice);
+    if (copied != cudaSuccess) free_data();
+    check(copied);
+#endif
+  }
+  ~DeviceConstant() { free_data(); }
+  DeviceConstant(DeviceConstant&& o) noexcept : data_(std::exchange(o.data_, nullptr)) {}
+  DeviceConstant& operator=(DeviceConstant&& o) noexcept {
+    std::swap(data_, o.data_);
+    return *this;
+  }
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+
+ private:
+  void free_data() {
+    if (!data_) return;
+#ifdef AUTODEPLOY_SIMT_EMULATION
+    std::free(data_);
+#else
+    (void)cudaFree(data_);
+#endif
+    data_ = nullptr;
+  }
+  void* data_ = nullptr;
+};
 
 // ---- element types ----
 

@@ -1,8 +1,11 @@
-// Float operands that are read and written as float32 whatever their dtype is: a branch for each element,
-// which is the same for all threads.
+// Float operands that are read and written as float32 whatever their dtype is: with a branch for each
+// element, the same for all threads, or for kernels that are compiled for the dtype that their large operands
+// have in common.
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 
 #include "core/tensor_view.h"
 #include "kernels/cuda/device.h"
@@ -47,5 +50,49 @@ struct FloatView {
     store_float(data, dtype, i * stride[0] + j * stride[1] + k * stride[2], v);
   }
 };
+
+// Stands for dtypes that are only known at run time, or differ between operands.
+struct AnyFloat {};
+
+template <class T>
+AD_DEVICE float load_act(const void* data, DType dtype, int64_t i) {
+  if constexpr (std::is_same_v<T, AnyFloat>) {
+    return load_float(data, dtype, i);
+  } else {
+    return to_float(static_cast<const T*>(data)[i]);
+  }
+}
+template <class T>
+AD_DEVICE void store_act(void* data, DType dtype, int64_t i, float v) {
+  if constexpr (std::is_same_v<T, AnyFloat>) {
+    store_float(data, dtype, i, v);
+  } else {
+    static_cast<T*>(data)[i] = from_float<T>(v);
+  }
+}
+template <class T>
+AD_DEVICE float load_act(const FloatView& x, int64_t i, int64_t j) {
+  return load_act<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1]);
+}
+template <class T>
+AD_DEVICE void store_act(const FloatView& x, int64_t i, int64_t j, float v) {
+  store_act<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1], v);
+}
+
+// The dtype of all of the operands, which are floats; none where they differ.
+inline std::optional<DType> common_dtype(std::initializer_list<DType> dtypes) {
+  for (DType t : dtypes) {
+    if (t != *dtypes.begin()) return std::nullopt;
+  }
+  return *dtypes.begin();
+}
+// f(TypeTag<T>), T AnyFloat where there is no common dtype.
+template <class F>
+void dispatch_common(std::optional<DType> common, F&& f) {
+  if (common)
+    dispatch_act(*common, f);
+  else
+    f(TypeTag<AnyFloat>{});
+}
 
 }  // namespace autodeploy::cuda

@@ -18,6 +18,22 @@ inline Stream stream_of(const KernelCall& call) { return static_cast<Stream>(cal
 
 constexpr bool is_float(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
+// Whether the given operands, where present, and all results are floats; else says so in *why.
+inline bool all_float(const KernelSpec& spec, std::initializer_list<size_t> inputs, std::string* why) {
+  const auto fits = [&](const OperandSpec& o) {
+    if (!o.present || is_float(o.dtype)) return true;
+    *why = "it takes floats, found " + std::string(dtype_name(o.dtype));
+    return false;
+  };
+  for (size_t i : inputs) {
+    if (!fits(spec.in.at(i))) return false;
+  }
+  for (const OperandSpec& o : spec.out) {
+    if (!fits(o)) return false;
+  }
+  return true;
+}
+
 // Number of blocks for so many items.
 constexpr unsigned blocks_for(int64_t items, int64_t per_block) {
   return static_cast<unsigned>((items + per_block - 1) / per_block);
@@ -46,6 +62,15 @@ class DeviceRows {
   __host__ AD_DEVICE int64_t offset(int64_t i) const {
     if (dims <= 1) return i * stride[0];
     int64_t at = 0;
+    if (rows <= INT32_MAX) {  // divisions of 32 bits are several times cheaper
+      uint32_t j = static_cast<uint32_t>(i);
+      for (int d = dims; d-- > 1;) {
+        const uint32_t n = static_cast<uint32_t>(shape[d]);
+        at += j % n * stride[d];
+        j /= n;
+      }
+      return at + j * stride[0];
+    }
     for (int d = dims; d-- > 1;) {
       at += i % shape[d] * stride[d];
       i /= shape[d];

@@ -1,4 +1,5 @@
 // cumsum along a dim; floats are summed in double, as in torch.
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/strided.h"
 
 namespace autodeploy {
@@ -37,14 +38,9 @@ void run_cumsum(const CumsumState& s, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_cumsum(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  const OperandSpec& y = check.output(0, "y", 1, 0, true);
-  check.shape(y, "y", x.shape);
-  expect_dtype(check, y, x.dtype == DType::kBool ? DType::kI64 : x.dtype, "y");
+  const CumsumState state{check_cumsum(spec)};
   if (!serves_plain(spec, why)) return nullptr;
-  return std::make_unique<StatedKernel<CumsumState>>("cumsum", CumsumState{axis_attr(check, x)}, run_cumsum);
+  return std::make_unique<StatedKernel<CumsumState>>("cumsum", state, run_cumsum);
 }
 
 }  // namespace autodeploy

@@ -2,6 +2,7 @@
 // never leaves its tensor.
 #include <cstring>
 
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/strided.h"
 
 namespace autodeploy {
@@ -9,7 +10,6 @@ namespace {
 
 struct IndexState {
   int64_t dim;
-  bool add = false;
 };
 
 void run_gather(const IndexState& s, const KernelCall& call) {
@@ -30,7 +30,7 @@ void run_gather(const IndexState& s, const KernelCall& call) {
   });
 }
 
-void run_scatter(const IndexState& s, const KernelCall& call) {
+void run_scatter(const ScatterForm& s, const KernelCall& call) {
   copy_strided(call.out[0], call.in[0], *call.pool);
   const AxisLines index(call.in[1], s.dim), src(call.in[2], s.dim), y(call.out[0], s.dim);
   dispatch_dtype(call.out[0].dtype, [&](auto* t) {
@@ -111,49 +111,21 @@ void run_index_select(const IndexState& s, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_gather(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(2, 1);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  const OperandSpec& index = check.input(1, "index", x.shape.size(), 0);
-  const int64_t dim = axis_attr(check, x);
-  check.shape(index, "index", shape_with(x, dim, index.shape[static_cast<size_t>(dim)]));
-  check.shape(check.output(0, "y", 1, 0, true), "y", index.shape);
-  expect_dtype(check, index, DType::kI64, "index");
-  expect_dtype(check, spec.out[0], x.dtype, "y");
+  const IndexState state{check_gather(spec)};
   if (!serves_plain(spec, why)) return nullptr;
-  return std::make_unique<StatedKernel<IndexState>>("gather", IndexState{dim}, run_gather);
+  return std::make_unique<StatedKernel<IndexState>>("gather", state, run_gather);
 }
 
 std::unique_ptr<Kernel> make_scatter(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(3, 1);
-  const OperandSpec& x = check.input(0, "self", 1, 0, true);
-  const OperandSpec& index = check.input(1, "index", x.shape.size(), 0);
-  const OperandSpec& src = check.input(2, "src", x.shape.size(), 0);
-  const int64_t dim = axis_attr(check, x);
-  check.shape(index, "index", shape_with(x, dim, index.shape[static_cast<size_t>(dim)]));
-  check.shape(src, "src", index.shape);
-  check.shape(check.output(0, "y", 1, 0, true), "y", x.shape);
-  expect_dtype(check, index, DType::kI64, "index");
-  expect_dtype(check, src, x.dtype, "src");
-  expect_dtype(check, spec.out[0], x.dtype, "y");
-  const std::string& reduce = spec.attrs.string("reduce");
-  check.that(reduce.empty() || reduce == "add", "reduce \"\" or \"add\"", "\"" + reduce + "\"");
+  const ScatterForm form = check_scatter(spec);
   if (!serves_plain(spec, why)) return nullptr;
-  return std::make_unique<StatedKernel<IndexState>>("scatter", IndexState{dim, reduce == "add"}, run_scatter);
+  return std::make_unique<StatedKernel<ScatterForm>>("scatter", form, run_scatter);
 }
 
 std::unique_ptr<Kernel> make_index_select(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(2, 1);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  const OperandSpec& index = check.input(1, "index", 1, 0);
-  const int64_t dim = axis_attr(check, x);
-  check.shape(check.output(0, "y", 1, 0, true), "y", shape_with(x, dim, index.shape[0]));
-  expect_dtype(check, index, DType::kI64, "index");
-  expect_dtype(check, spec.out[0], x.dtype, "y");
+  const IndexState state{check_index_select(spec)};
   if (!serves_plain(spec, why)) return nullptr;
-  return std::make_unique<StatedKernel<IndexState>>("index_select", IndexState{dim}, run_index_select);
+  return std::make_unique<StatedKernel<IndexState>>("index_select", state, run_index_select);
 }
 
 }  // namespace autodeploy

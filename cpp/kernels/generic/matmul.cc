@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/strided.h"
 
 namespace autodeploy {
@@ -102,18 +103,7 @@ void run_matmul(const MatmulState& s, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_matmul(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(2, 1);
-  const OperandSpec& a = check.input(0, "a", 2, 0, true);
-  const size_t rank = a.shape.size();
-  const OperandSpec& b = check.input(1, "b", rank, 0);
-  const OperandSpec& c = check.output(0, "y", rank, 0);
-  std::vector<Dim> shape = a.shape;
-  shape[rank - 2] = a.shape[rank - 1];
-  shape[rank - 1] = b.shape[rank - 1];
-  check.shape(b, "b", shape);
-  shape[rank - 2] = a.shape[rank - 2];
-  check.shape(c, "y", shape);
+  check_matmul(spec);
   if (!serves_float32(spec, {0, 1}, why)) return nullptr;
   const Isa isa = isa_available(Isa::kAvx512) ? Isa::kAvx512
                   : isa_available(Isa::kAvx2) ? Isa::kAvx2

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string_view>
 
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/order.h"
 #include "kernels/generic/strided.h"
 
@@ -168,32 +169,10 @@ RunFn choose(std::string_view kind) {
 
 std::unique_ptr<Kernel> make_reduce(const KernelSpec& spec, std::string* why) {
   const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  const OperandSpec& y = check.output(0, "y", 0, 0, true);
-  const std::string& kind = spec.attrs.string("kind");
-  const std::vector<int64_t>& dims = spec.attrs.integers("dims");
-  const int64_t rank = static_cast<int64_t>(x.shape.size());
   ReduceState state;
-  for (int64_t d : dims) {
-    check.that(d >= 0 && d < rank && !state.reduced[static_cast<size_t>(d)],
-               "different dims below the rank " + std::to_string(rank), std::to_string(d));
-    state.reduced[static_cast<size_t>(d)] = true;
-    if (!spec.in_body) check.static_dim(x, "x", static_cast<size_t>(d));
-  }
-  check.that(!dims.empty(), "at least one dim", "none");
-  const bool index = kind == "argmax" || kind == "argmin", logic = kind == "any" || kind == "all";
-  check.that(!index || dims.size() == 1, "one dim for " + kind, std::to_string(dims.size()));
-  std::vector<Dim> shape;
-  for (size_t d = 0; d < x.shape.size(); ++d) {
-    if (!state.reduced[d])
-      shape.push_back(x.shape[d]);
-    else if (spec.attrs.boolean("keepdim"))
-      shape.push_back(fixed(1));
-  }
-  check.shape(y, "y", shape);
-  const bool counts = x.dtype == DType::kBool && (kind == "sum" || kind == "prod");
-  expect_dtype(check, y, index || counts ? DType::kI64 : logic ? DType::kBool : x.dtype, "y");
+  state.reduced = check_reduce(spec);
+  const std::string& kind = spec.attrs.string("kind");
+  const OperandSpec& x = spec.in[0];
   if (!serves_plain(spec, why)) return nullptr;
   dispatch_dtype(x.dtype, [&](auto* t) { state.run = choose<std::remove_pointer_t<decltype(t)>>(kind); });
   check.that(state.run != nullptr, "a kind of reduction for " + std::string(dtype_name(x.dtype)),

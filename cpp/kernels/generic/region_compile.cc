@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "kernels/cpu/half.h"
 
 namespace autodeploy {
 namespace {
@@ -71,6 +72,12 @@ constexpr Names kNames[] = {
     {RegionOp::kBitXor, kNone, TileOp::i64_bit_xor, TileOp::bool_xor},
 };
 
+bool is_narrow(DType t) { return t == DType::kF16 || t == DType::kBF16; }
+double rounded_to(DType t, double v) {
+  const float f = static_cast<float>(v);
+  return t == DType::kF16 ? half_to_float(float_to_half(f)) : bf16_to_float(float_to_bf16(f));
+}
+
 const Names& names_of(RegionOp op) {
   for (const Names& n : kNames) {
     if (n.op == op) return n;
@@ -124,7 +131,10 @@ class Compiler {
   TileProgram compile() {
     for (DType t : region_.inputs) map_.push_back(add_register(t));
     p_.num_inputs = static_cast<int32_t>(map_.size());
-    for (const RegionNode& n : region_.nodes) map_.push_back(lower(n));
+    for (const RegionNode& n : region_.nodes) {
+      const int32_t first_new = static_cast<int32_t>(p_.registers.size());
+      map_.push_back(rounded(lower(n), n.dtype, first_new));
+    }
     for (int32_t r : region_.outputs) p_.outputs.push_back(output(map_[static_cast<size_t>(r)]));
     drop_unused();
     fuse_gates();
@@ -179,6 +189,22 @@ class Compiler {
                         : c == Class::kI64 ? TileOp::cast_i64_i64
                                            : TileOp::cast_bool_bool;
     return emit(copy, reg(r).dtype, {r});
+  }
+
+  // The value rounded to a narrow float type. Registers from `first_new` on belong to the node that asks.
+  int32_t rounded(int32_t r, DType t, int32_t first_new) {
+    if (!is_narrow(t)) return r;
+    if (reg(r).constant) {
+      const double value = rounded_to(t, reg(r).value);
+      if (r < first_new) r = add_register(t), reg(r).constant = true;
+      reg(r).dtype = t;
+      reg(r).value = value;
+      return r;
+    }
+    if (reg(r).dtype == t) return r;
+    if (r < first_new) return emit(TileOp::cast_f32_f32, t, {r});
+    reg(r).dtype = t;
+    return r;
   }
 
   int32_t lower(const RegionNode& n) {
@@ -256,7 +282,7 @@ class Compiler {
       for (size_t a = 0; a < 2; ++a) {
         const int32_t w = writer[static_cast<size_t>(n.args[a])];
         if (w < 0 || p_.nodes[static_cast<size_t>(w)].op != TileOp::f32_silu ||
-            reads[static_cast<size_t>(n.args[a])] != 1)
+            reads[static_cast<size_t>(n.args[a])] != 1 || is_narrow(reg(n.args[a]).dtype))
           continue;
         n.op = TileOp::f32_silu_mul;
         n.args = {p_.nodes[static_cast<size_t>(w)].args[0], n.args[1 - a], -1};

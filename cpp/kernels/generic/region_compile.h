@@ -18,6 +18,7 @@ struct TileNode {
 };
 
 struct TileRegister {
+  // Floats are float32; float16 and bfloat16 say that the value is rounded to that when it is written.
   DType dtype = DType::kF32;
   bool constant = false;
   double value = 0;       // of a constant

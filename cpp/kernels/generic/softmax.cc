@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/strided.h"
 
 #define AD_ISA_SOURCE "kernels/generic/softmax_row.inc"
@@ -42,14 +43,10 @@ void run_softmax(const SoftmaxState& s, const KernelCall& call) {
 }
 
 std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const char* name, RowFn rows[3]) {
-  const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  check.shape(check.output(0, "y", 1, 0, true), "y", x.shape);
-  SoftmaxState s{axis_attr(check, x), nullptr, 0};
+  SoftmaxState s{check_softmax(spec), nullptr, 0};
   if (!serves_float32(spec, {0}, why)) return nullptr;
   s.row = rows[isa_available(Isa::kAvx512) ? 2 : isa_available(Isa::kAvx2) ? 1 : 0];
-  s.line_bytes = (max_size(spec, x.shape[static_cast<size_t>(s.dim)]) * 4 + 63) / 64 * 64;
+  s.line_bytes = (max_size(spec, spec.in[0].shape[static_cast<size_t>(s.dim)]) * 4 + 63) / 64 * 64;
   return std::make_unique<StatedKernel<SoftmaxState>>(name, s, run_softmax, s.line_bytes * spec.num_threads);
 }
 

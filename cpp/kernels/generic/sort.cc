@@ -1,6 +1,7 @@
 // sort and topk along a dim. Both are stable: of equal values the lower index comes first.
 #include <algorithm>
 
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/order.h"
 #include "kernels/generic/strided.h"
 
@@ -67,33 +68,21 @@ void run_sort(const SortState& s, const KernelCall& call) {
   });
 }
 
-std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const char* name, bool top) {
-  const SpecCheck check(spec);
-  check.arity(1, 2);
-  const OperandSpec& x = check.input(0, "x", 1, 0, true);
-  SortState s{axis_attr(check, x), 0, spec.attrs.boolean(top ? "largest" : "descending"), 0};
-  const Dim size = x.shape[static_cast<size_t>(s.dim)];
-  const int64_t least = !top           ? 0
-                        : spec.in_body ? size.eval(1, spec.min_rows)
-                                       : check.static_dim(x, "x", static_cast<size_t>(s.dim));
-  s.k = top ? check.integer("k", 1, least) : int64_t{1} << 62;
-  const std::vector<Dim> shape = shape_with(x, s.dim, top ? fixed(s.k) : size);
-  check.shape(check.output(0, "values", 1, 0, true), "values", shape);
-  check.shape(check.output(1, "indices", 1, 0, true), "indices", shape);
-  expect_dtype(check, spec.out[0], x.dtype, "values");
-  expect_dtype(check, spec.out[1], DType::kI64, "indices");
+std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const char* name,
+                             const SortForm& form) {
   if (!serves_plain(spec, why)) return nullptr;
-  s.line_bytes = (max_size(spec, size) * 8 + 63) / 64 * 64;
+  const Dim size = spec.in[0].shape[static_cast<size_t>(form.dim)];
+  const SortState s{form.dim, form.k, form.descending, (max_size(spec, size) * 8 + 63) / 64 * 64};
   return std::make_unique<StatedKernel<SortState>>(name, s, run_sort, s.line_bytes * spec.num_threads);
 }
 
 }  // namespace
 
 std::unique_ptr<Kernel> make_sort(const KernelSpec& spec, std::string* why) {
-  return make(spec, why, "sort", false);
+  return make(spec, why, "sort", check_sort(spec));
 }
 std::unique_ptr<Kernel> make_topk(const KernelSpec& spec, std::string* why) {
-  return make(spec, why, "topk", true);
+  return make(spec, why, "topk", check_topk(spec));
 }
 
 }  // namespace autodeploy

@@ -71,6 +71,8 @@ EngineOptions to_options(const autodeploy_engine_options& o) {
     require(path, "plugins");
     options.plugins.emplace_back(path);
   }
+  if (o.device) options.device = o.device;
+  if (o.dtype) options.dtype = o.dtype;
   return options;
 }
 

@@ -32,6 +32,9 @@ void DeviceExecutor::bind(std::span<const ParamBinding> params, std::vector<Stat
   states_ = std::move(states);
   block_.bind(program_, choose_kernels({program_, program_.regions, bindings_, states_, options_}), bindings_,
               memory, options_);
+}
+
+void DeviceExecutor::allocate() {
   arena_ = DeviceMemory(block_.memory_bytes(), "the values of a step");
   block_.attach(arena_.data());
 }

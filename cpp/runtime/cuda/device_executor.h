@@ -19,9 +19,13 @@ class DeviceExecutor final : private ExecutionDevice {
 
   const ProgramSpec& program() const { return program_; }
 
-  // See Executor::bind; params and memory are on the device. options.device is set here.
+  // See Executor::bind; params and memory are on the device, and may be filled in until allocate(): what is
+  // planned depends on their sizes alone. options.device is set here.
   void bind(std::span<const ParamBinding> params, std::vector<StateSpec> states,
             std::span<const StateMemory> memory, const ExecutorOptions& options);
+
+  int64_t arena_bytes() const { return block_.memory_bytes(); }
+  void allocate();
 
   // Puts a step into the queue: its arrays are on the device or on their way there. A tap sees views of the
   // device's memory, while the queue still works. Throws Error(kInternal) where a launch fails.

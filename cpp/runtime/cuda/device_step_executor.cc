@@ -40,6 +40,7 @@ class DeviceStepExecutor final : public StepExecutor {
     options_.exact = true;
     options_.pool = &pool_;
     executor_.bind(params, std::move(states), pools_->memory(), options_);
+    executor_.allocate();
     std::vector<int32_t> page_sizes;
     int64_t pages = 0;
     for (const PageGroupPlan& group : plan.groups) {

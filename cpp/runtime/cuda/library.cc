@@ -24,8 +24,8 @@ std::string describe(int index) {
 
 extern "C" __attribute__((visibility("default"))) const autodeploy::DeviceLibrary*
 autodeploy_device_library() {
-  static const autodeploy::DeviceLibrary library = {autodeploy::device_library_abi(),
-                                                    autodeploy::cuda::open_step_executor, nullptr,
-                                                    autodeploy::cuda::describe};
+  static const autodeploy::DeviceLibrary library = {
+      autodeploy::device_library_abi(), autodeploy::cuda::open_step_executor, nullptr,
+      autodeploy::cuda::describe};
   return &library;
 }

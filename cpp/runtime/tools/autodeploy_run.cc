@@ -43,6 +43,8 @@ Generates from token ids and prints the new ones as they come.
   --max-seq-len N           default: what the request needs
   --max-batch-tokens N      tokens of a step (default: the prompt, at most 512)
   --cache-bytes N, --page-size N
+  --device NAME             cpu (default), cuda or cuda:N
+  --dtype NAME              of activations: auto, float32, bfloat16, float16
   --exact                   no int8 activations
   --prefault                back the caches with memory at the start
   --stats                   print timings, and memory beside the plan, as JSON on stderr
@@ -143,6 +145,8 @@ Arguments parse(int argc, char** argv) {
       {"--max-batch-tokens", integer(o.max_batch_tokens)},
       {"--cache-bytes", integer(o.cache_bytes)},
       {"--page-size", integer(o.page_size)},
+      {"--device", [&](const std::string&, const std::string& text) { o.device = text; }},
+      {"--dtype", [&](const std::string&, const std::string& text) { o.dtype = text; }},
   };
   const std::map<std::string, bool*> flags = {{"--ignore-eos", &p.ignore_eos},
                                               {"--exact", &o.exact},

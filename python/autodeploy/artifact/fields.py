@@ -78,6 +78,10 @@ class Fields:
     def mapping(self, name: str) -> dict[str, Any]:
         return self._expect(name, self._take(name), dict, "an object")
 
+    def values(self, name: str) -> list[Any]:
+        """A list of anything, for the caller to check."""
+        return self._list(name)
+
     def items(self, name: str) -> Iterator[Fields]:
         """The objects of a list; each is checked for unknown fields after its turn."""
         for i, x in enumerate(self._list(name)):

@@ -21,6 +21,8 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
+KERNELS = "kernels.json"
+KERNELS_FOLDER = "kernels"
 
 REQUIRED = (PROGRAM, WEIGHTS, CONSTANTS)
 OPTIONAL = (PACKED_WEIGHTS, TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG)

@@ -9,20 +9,25 @@ from typing import Any
 
 from .errors import ArtifactError
 from .fields import Fields
-from .files import FORMAT, MANIFEST, MAX_JSON_BYTES, PROGRAM, REQUIRED, VERSION, WEIGHTS, Provenance, load_json
+from .files import FORMAT, KERNELS, MANIFEST, MAX_JSON_BYTES, PROGRAM, REQUIRED, VERSION, WEIGHTS, Provenance, load_json
+from .kernels import Kernels, check_kernels, digest, read_binary
 from .program import Program
 from .validate import validate
 
 
 @dataclass
 class Artifact:
-    """An artifact as read: `weights` is the object of weights.json, `files` the sizes of all but artifact.json."""
+    """An artifact as read: `weights` is the object of weights.json, `files` the sizes of all but artifact.json.
+
+    `kernels` are those compiled for GPUs, None where the model was compiled without.
+    """
 
     path: Path
     program: Program
     weights: dict[str, Any]
     provenance: Provenance
     files: dict[str, int] = field(default_factory=dict)
+    kernels: Kernels | None = None
 
     def read_text(self, name: str) -> str | None:
         """An optional text file of the artifact, or None where it has none of that name."""
@@ -73,12 +78,23 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     """Reads and validates an artifact. Raises ArtifactError naming the file and field that is wrong."""
     folder = Path(path)
     provenance, sizes = read_manifest(folder)
-    program = Program.from_json(load_json(_read(folder, PROGRAM), str(folder / PROGRAM)))
+    raw = _read(folder, PROGRAM)
+    program = Program.from_json(load_json(raw, str(folder / PROGRAM)))
     validate(program)
     weights = load_json(_read(folder, WEIGHTS), str(folder / WEIGHTS))
     if not isinstance(weights, dict):
         raise ArtifactError(f"[{folder / WEIGHTS}] expected an object")
-    return Artifact(folder, program, weights, provenance, sizes)
+    kernels = _read_kernels(folder, program, digest(raw)) if KERNELS in sizes else None
+    return Artifact(folder, program, weights, provenance, sizes, kernels)
+
+
+def _read_kernels(folder: Path, program: Program, program_digest: str) -> Kernels:
+    """kernels.json, and every binary that it names compared with its digest."""
+    kernels = Kernels.from_json(load_json(_read(folder, KERNELS), str(folder / KERNELS)))
+    check_kernels(kernels, program, program_digest)
+    for kernel in kernels.kernels:
+        read_binary(folder, kernel)
+    return kernels
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
-from .files import CONSTANTS, FORMAT, MANIFEST, OPTIONAL, PROGRAM, VERSION, WEIGHTS, Provenance, dump_json
+from .files import (
+    CONSTANTS,
+    FORMAT,
+    KERNELS,
+    KERNELS_FOLDER,
+    MANIFEST,
+    OPTIONAL,
+    PROGRAM,
+    VERSION,
+    WEIGHTS,
+    Provenance,
+    dump_json,
+)
+from .kernels import Kernels, check_binaries, check_kernels, digest
 from .program import Program
 from .reader import is_artifact
 from .validate import validate
@@ -27,10 +40,13 @@ def write_artifact(
     weights: dict[str, Any],
     provenance: Provenance,
     files: Mapping[str, Content],
+    kernels: Kernels | None = None,
+    binaries: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes an artifact and returns its folder.
 
     `weights` is the object of weights.json; `files` holds constants.bin and whichever of the optional files there are.
+    `kernels` are compiled kernels of the Program, whose digest is filled in here, with `binaries` by their file names.
     Everything is written and synced in a temporary folder beside `directory`, which then takes its place. An earlier
     artifact or an empty folder is replaced; anything else is refused. On any failure nothing is left behind and an
     earlier artifact stays.
@@ -49,10 +65,20 @@ def write_artifact(
         WEIGHTS: dump_json(weights),
         **{name: files[name] for name in (CONSTANTS, *OPTIONAL) if name in files},
     }
+    if kernels is not None:
+        kernels.program = digest(dump_json(program.to_json()))
+        check_kernels(kernels, program, kernels.program)
+        check_binaries(kernels, binaries or {})
+        contents[KERNELS] = dump_json(kernels.to_json())
     temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
+        if binaries:
+            (temporary / KERNELS_FOLDER).mkdir()
+            for name, content in binaries.items():
+                _write_file(temporary / KERNELS_FOLDER / name, content)
+            _sync_folder(temporary / KERNELS_FOLDER)
         sizes = {name: _write_file(temporary / name, content) for name, content in contents.items()}
         manifest = {
             "format": FORMAT,

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets
+from autodeploy.llm.env import kernel_cache_folder
+
 Report = Callable[[str], None]
 
 
@@ -33,13 +36,17 @@ def compile_artifact(
     pack: bool = False,
     dump: str | None = None,
     plugins: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    acts: Sequence[str] = DEFAULT_ACTS,
     report: Report = lambda text: None,
 ) -> list[str]:
     """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError.
 
+    `targets` are texts such as cuda:90, `acts` the activation types of their kernels.
     Returns what the user should know of it: parts left out, limits, tensors that nothing takes.
     """
     _check_output(out)
+    chosen = parse_targets(targets, acts)
     from autodeploy.compile import compile_model
 
     compiled = compile_model(
@@ -50,6 +57,8 @@ def compile_artifact(
         pack=pack,
         dump=dump,
         plugins=plugins,
+        targets=chosen,
+        kernel_cache=kernel_cache_folder(),
         report=report,
     )
     return compiled.notes

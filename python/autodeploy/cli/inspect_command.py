@@ -12,7 +12,7 @@ from .options import add_engine_arguments
 if TYPE_CHECKING:
     from autodeploy.artifact import Artifact
 
-SECTIONS = ("summary", "program", "states", "weights", "memory")
+SECTIONS = ("summary", "program", "states", "weights", "kernels", "memory")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         "program": lambda: sections.program(artifact, plan),
         "states": lambda: sections.states(artifact),
         "weights": lambda: sections.weights(artifact),
+        "kernels": lambda: sections.kernels(artifact),
         "memory": lambda: sections.memory(plan) if plan is not None else f"not available: {why_not}",
     }
     print("\n\n".join(f"== {name}\n{texts[name]()}" for name in SECTIONS if name in chosen))
@@ -53,7 +54,7 @@ def memory_plan(artifact: Artifact, args: argparse.Namespace, *, required: bool)
     """The engine's plan for these limits; or None and the reason, where it cannot be made and is not required."""
     from autodeploy.llm.engine_options import EngineOptions, make_engine
 
-    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "dtype", "exact")
+    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
     options = EngineOptions.from_user(**{name: getattr(args, name) for name in names})
     try:
         engine = make_engine(artifact.path, options, lambda *_: None)
@@ -74,6 +75,7 @@ def _as_json(artifact: Artifact, plan: dict[str, Any] | None, chosen: list[str])
         "program": program,
         "states": program["states"],
         "weights": artifact.weights,
+        "kernels": None if artifact.kernels is None else artifact.kernels.to_json(),
         "memory": plan,
     }
     return {name: parts[name] for name in SECTIONS if name in chosen}

@@ -19,8 +19,10 @@ def summary(artifact: Artifact) -> str:
     program, provenance = artifact.program, artifact.provenance
     ops = Counter(instruction.op for instruction in program.instructions)
     counts = ", ".join(f"{count} {op}" for op, count in ops.most_common())
+    binaries = [] if artifact.kernels is None else artifact.kernels.kernels
+    size = sum(artifact.files.values()) + sum(kernel.size for kernel in binaries)
     lines = [
-        f"artifact     {artifact.path} ({format_bytes(sum(artifact.files.values()))})",
+        f"artifact     {artifact.path} ({format_bytes(size)})",
         f"source       {provenance.source}" + (f" at {provenance.revision}" if provenance.revision else ""),
         f"remote code  {'allowed' if provenance.remote_code else 'not allowed'}",
         f"compiled by  {', '.join(f'{name} {version}' for name, version in sorted(provenance.versions.items()))}",
@@ -28,6 +30,9 @@ def summary(artifact: Artifact) -> str:
         f"states       {len(program.states)}",
         f"params       {len(program.params)}, {format_bytes(param_bytes(artifact.weights))} as stored",
     ]
+    if binaries:
+        targets = ", ".join(dict.fromkeys(kernel.target for kernel in binaries))
+        lines.append(f"kernels      {len(binaries)} for {targets}")
     facts = {key: value for key, value in program.metadata.items() if isinstance(value, int | float | str)}
     lines += [f"{key:<12} {value}" for key, value in sorted(facts.items())]
     return "\n".join(lines)
@@ -88,6 +93,34 @@ def weights(artifact: Artifact) -> str:
     if report.get("unused"):
         lines.append(f"note: {describe(report['unused'])}")
     return "\n".join(lines)
+
+
+def kernels(artifact: Artifact) -> str:
+    """The compiled GPU kernels, which instructions they serve, and how they are launched."""
+    found = artifact.kernels
+    if found is None:
+        return "none: the model was compiled without --target"
+    served: dict[int, list[str]] = {}
+    for launch in found.launches:
+        for targets in launch.kernels.values():
+            for index in targets.values():
+                place = ".".join(str(i) for i in launch.path)
+                place = place if launch.body is None else f"body {launch.body}: {place}"
+                if place not in served.setdefault(index, []):
+                    served[index].append(place)
+    rows = []
+    for index, kernel in enumerate(found.kernels):
+        args = Counter(arg.type for arg in kernel.args)
+        taken = ", ".join(f"{count} {kind}" for kind, count in args.items())
+        places = served.get(index, [])
+        text = _cut(", ".join(places))
+        size = format_bytes(kernel.size)
+        rows.append((index, kernel.symbol, kernel.target, kernel.num_warps, taken, size, len(places), text))
+    headers = ("#", "kernel", "target", "warps", "arguments", "size", "served", "instructions")
+    text = format_table(headers, rows, right=(0, 3, 5, 6)) if rows else "no kernels"
+    acts = sorted({act for launch in found.launches for act in launch.kernels})
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items()))
+    return f"{text}\n{len(found.launches)} instructions in {', '.join(acts) or 'no type'}; compiled by {versions}"
 
 
 def memory(plan: dict[str, Any]) -> str:

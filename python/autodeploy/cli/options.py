@@ -34,13 +34,14 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-batch-tokens", type=int, metavar="N", help="tokens of the largest step")
     group.add_argument("--cache-memory", metavar="SIZE", help="memory of the caches, such as 2GiB")
     group.add_argument("--threads", type=int, metavar="N", help="threads of the engine (default: all cores)")
-    group.add_argument("--dtype", default="auto", help="type of the activations: auto or float32")
+    group.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
+    group.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16, float16")
     group.add_argument("--exact", action="store_true", help="no fast paths that round activations to 8 bits")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `LLM` from the flags of a model and an engine."""
-    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "dtype", "exact")
+    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
     names += ("revision", "trust_remote_code", "plugins")
     return {name: getattr(args, name) for name in names}
 

@@ -22,7 +22,14 @@ _GGUF_HEADER_BYTES = 1 << 20
 _KEY_LEN = 40
 
 
-def checkpoint_key(checkpoint: Path, *, trust_remote_code: bool, plugins: Sequence[str] = ()) -> str:
+def checkpoint_key(
+    checkpoint: Path,
+    *,
+    trust_remote_code: bool,
+    plugins: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    acts: Sequence[str] = (),
+) -> str:
     """Hex digest over a local checkpoint (a folder, or a .gguf file), the code that would compile it, and the options.
 
     Weights count by path, size, time of change and header; every other file of the folder by its bytes, or by size and
@@ -40,6 +47,8 @@ def checkpoint_key(checkpoint: Path, *, trust_remote_code: bool, plugins: Sequen
     }
     if plugins:
         facts["plugins"] = [[Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()] for p in plugins]
+    if targets:
+        facts["targets"] = {"targets": list(targets), "acts": list(acts), "triton": _version("triton")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:_KEY_LEN]
 
 

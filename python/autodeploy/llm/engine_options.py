@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 _MAX_SEQ_LEN = 2**30
 _MAX_NUM_SEQS = 65536
 _MAX_BATCH_TOKENS = 2**24
-_DTYPES = ("auto", "float32")
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DEVICE = re.compile(r"cpu|cuda(-emulated)?(:\d{1,3})?")
 
 
 def _check_count(name: str, value: int | None, high: int) -> None:
@@ -35,6 +37,8 @@ class EngineOptions:
     num_threads: int | None = None
     exact: bool = False
     plugins: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str = "auto"
 
     @classmethod
     def from_user(
@@ -48,6 +52,7 @@ class EngineOptions:
         dtype: str = "auto",
         exact: bool = False,
         plugins: Iterable[str | os.PathLike[str]] | None = None,
+        device: str | None = None,
     ) -> EngineOptions:
         """Options from what a user gave; the environment fills in memory and threads. Raises ValueError."""
         env.check_environment()
@@ -56,10 +61,12 @@ class EngineOptions:
             raise ValueError("[options] max_seq_len: expected at least 2 (prompt and answer), found 1")
         _check_count("max_num_seqs", max_num_seqs, _MAX_NUM_SEQS)
         _check_count("max_batch_tokens", max_batch_tokens, _MAX_BATCH_TOKENS)
-        if dtype not in _DTYPES:
-            raise ValueError(
-                f"[options] dtype: expected one of {', '.join(_DTYPES)} (the CPU computes in float32), found {dtype!r}"
-            )
+        device = env.DEVICE.get() if device is None else device
+        if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+            raise ValueError(f"[options] device: expected cpu, cuda or cuda:N, found {device!r}")
+        known = _DTYPES[:2] if device == "cpu" else _DTYPES
+        if dtype not in known:
+            raise ValueError(f"[options] dtype: expected one of {', '.join(known)} on {device}, found {dtype!r}")
         if not isinstance(exact, bool):
             raise ValueError(f"[options] exact: expected True or False, found {exact!r}")
         return cls(
@@ -70,14 +77,17 @@ class EngineOptions:
             num_threads=_or(threads, "threads", env.parse_threads, env.NUM_THREADS),
             exact=exact,
             plugins=plugin_paths(plugins),
+            device=device,
+            dtype=dtype,
         )
 
     def to_native(self) -> dict[str, Any]:
         """The options that were chosen, as the native engine takes them."""
-        options = {name: value for name, value in vars(self).items() if value is not None}
-        return options | {"plugins": list(self.plugins)} if self.plugins else {
-            name: value for name, value in options.items() if name != "plugins"
-        }
+        options = {name: value for name, value in vars(self).items() if value is not None and name != "plugins"}
+        for name, default in (("device", "cpu"), ("dtype", "auto")):
+            if options[name] == default:
+                del options[name]
+        return options | ({"plugins": list(self.plugins)} if self.plugins else {})
 
 
 def plugin_paths(given: Iterable[str | os.PathLike[str]] | None) -> tuple[str, ...]:

@@ -108,6 +108,7 @@ CACHE_DIR: EnvVar[Path | None] = EnvVar(
 CACHE_MEMORY: EnvVar[int | None] = EnvVar(
     "AUTODEPLOY_CACHE_MEMORY", parse_bytes, None, "memory of the engine's caches (pages and slots), such as 2GiB"
 )
+DEVICE: EnvVar[str] = EnvVar("AUTODEPLOY_DEVICE", str.strip, "cpu", "where the engine runs: cpu, cuda or cuda:N")
 NUM_THREADS: EnvVar[int | None] = EnvVar(
     "AUTODEPLOY_NUM_THREADS", parse_threads, None, "threads of the engine; else all cores this process may use"
 )
@@ -131,7 +132,9 @@ PLUGINS: EnvVar[tuple[str, ...]] = EnvVar(
     "shared libraries with kernels for a model author's own operators, with colons between them",
 )
 
-ENV_VARS: tuple[EnvVar[object], ...] = (CACHE_DIR, CACHE_MEMORY, NUM_THREADS, LOG, PROGRESS, DUMP, NATIVE_DIR, PLUGINS)  # type: ignore[assignment]
+ENV_VARS: tuple[EnvVar[object], ...] = (  # type: ignore[assignment]
+    *(CACHE_DIR, CACHE_MEMORY, DEVICE, NUM_THREADS, LOG, PROGRESS, DUMP, NATIVE_DIR, PLUGINS),
+)
 
 
 def check_environment(environ: Mapping[str, str] | None = None) -> None:
@@ -148,3 +151,8 @@ def cache_root(environ: Mapping[str, str] | None = None) -> Path:
     # The XDG base directory specification: a relative path there is to be ignored.
     xdg = Path(environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else Path.home() / ".cache") / "autodeploy"
+
+
+def kernel_cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """The folder of compiled GPU kernels (it need not exist)."""
+    return cache_root(environ) / "kernels"

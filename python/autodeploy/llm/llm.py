@@ -44,7 +44,8 @@ class LLM:
     max_num_seqs: sequences that run together. max_batch_tokens: tokens of the largest step.
     cache_memory: memory of the caches in bytes, or text such as "2GiB".
     threads: threads of the engine; default all cores this process may use.
-    dtype: type of the activations: "auto" or "float32" (what the CPU computes in).
+    device: "cpu" (default, or what AUTODEPLOY_DEVICE says), "cuda" or "cuda:N".
+    dtype: type of the activations: "auto" (float32 on the CPU, bfloat16 on a GPU), "float32", "bfloat16", "float16".
     exact: forbid fast paths that round activations to 8 bits, so that results equal float32 arithmetic on the weights.
     revision: branch, tag or commit of a hub id. trust_remote_code: let Python code of the checkpoint run in a compile.
     plugins: shared libraries with kernels for operators that the model's author wrote; they run in this process.
@@ -65,6 +66,7 @@ class LLM:
         max_batch_tokens: int | None = None,
         cache_memory: int | str | None = None,
         threads: int | None = None,
+        device: str | None = None,
         dtype: str = "auto",
         exact: bool = False,
         revision: str | None = None,
@@ -80,6 +82,7 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             cache_memory=cache_memory,
             threads=threads,
+            device=device,
             dtype=dtype,
             exact=exact,
             plugins=plugins,

@@ -145,6 +145,30 @@ TEST(CacheManager, RollbackGivesBackWhatTheStepMapped) {
   cache.audit();
 }
 
+TEST(CacheManager, TwoStepsMayBeOpen) {
+  CacheLimits limits = kLimits;
+  limits.max_num_seqs = 1;
+  limits.max_open_steps = 2;
+  Harness h({"", {{8, 0}, {0, 16}}, false, 4, 0}, limits);
+  CacheManager& cache = h.cache();
+  const SequenceId seq = cache.reserve(64).value();
+  for (int32_t g : {0, 1}) EXPECT_LT(cache.plan().groups[static_cast<size_t>(g)].pages_for(64), 16);
+  cache.extend(seq, 16);
+  cache.extend(seq, 32);
+  for (int64_t len = 16; len <= 64; len += 16) {  // step after step of the largest size, two at a time
+    const auto live = cache.plan().groups[0].live_begin(len) / 4;
+    cache.commit(seq, len);
+    const auto pages = cache.pages(seq, 0);
+    for (int64_t p = 0; p < static_cast<int64_t>(pages.size()); ++p)
+      EXPECT_EQ(pages[static_cast<size_t>(p)] != 0, p >= live) << "what the other step reads stays";
+    cache.audit();
+    cache.extend(seq, std::min<int64_t>(len + 32, 64));
+    cache.audit();
+  }
+  cache.release(seq);
+  cache.audit();
+}
+
 TEST(CacheManager, SnapshotsGiveWayToSequences) {
   CacheLimits limits = kLimits;
   limits.max_num_seqs = 2;
@@ -178,7 +202,8 @@ TEST_P(CacheManagerProperty, RandomStreamsKeepTheBooksAndTheContents) {
     const auto random = [&](int64_t lo, int64_t hi) {
       return std::uniform_int_distribution<int64_t>(lo, hi)(rng);
     };
-    const CacheLimits limits = kLimits;
+    CacheLimits limits = kLimits;
+    limits.max_open_steps = 1 + static_cast<int32_t>(seed % 2);
     Harness h(GetParam(), limits, seed % 3 != 0);
     CacheManager& cache = h.cache();
     struct Live {
@@ -208,9 +233,18 @@ TEST_P(CacheManagerProperty, RandomStreamsKeepTheBooksAndTheContents) {
         const SequenceId seq = pick->first;
         const auto& tokens = pick->second.tokens;
         const int64_t len = cache.committed(seq);
-        const int64_t next = std::min(static_cast<int64_t>(tokens.size()),
-                                      len + random(1, random(0, 1) ? 1 : limits.max_batch_tokens));
+        int64_t next = std::min(static_cast<int64_t>(tokens.size()),
+                                len + random(1, random(0, 1) ? 1 : limits.max_batch_tokens));
         cache.extend(seq, next);
+        if (limits.max_open_steps > 1 && random(0, 1)) {  // another step is opened before this one passes
+          const int64_t further = std::min(static_cast<int64_t>(tokens.size()),
+                                           next + random(1, random(0, 1) ? 1 : limits.max_batch_tokens));
+          cache.extend(seq, further);
+          h.write(seq, tokens, next);
+          cache.commit(seq, next);
+          h.check(seq, tokens);
+          next = further;
+        }
         h.write(seq, tokens, next);
         if (random(0, 19) == 0) {
           cache.audit();

@@ -73,17 +73,20 @@ TEST(CachePlan, WindowGroupsHoldWhatAStepCanSee) {
   group.window = 10;
   EXPECT_EQ(group.live_begin(5), 0);
   EXPECT_EQ(group.live_begin(10), 1);  // the query at 10 sees keys 1..10
-  // By brute force: the most pages that any step of at most 20 tokens touches or keeps.
-  for (int64_t len : {1, 7, 8, 9, 30, 31, 64, 1000}) {
-    int64_t most = 0;
-    for (int64_t begin = 0; begin < len; ++begin) {
-      const int64_t end = std::min(len, begin + group.max_batch_tokens);
-      most = std::max(most, (end - 1) / 8 - group.live_begin(begin) / 8 + 1);
+  // By brute force: the most pages that the open steps of at most 20 tokens each touch or keep.
+  for (int32_t open_steps : {2, 1}) {
+    group.max_open_steps = open_steps;
+    for (int64_t len : {1, 7, 8, 9, 30, 31, 64, 1000}) {
+      int64_t most = 0;
+      for (int64_t begin = 0; begin < len; ++begin) {
+        const int64_t end = std::min(len, begin + open_steps * group.max_batch_tokens);
+        most = std::max(most, (end - 1) / 8 - group.live_begin(begin) / 8 + 1);
+      }
+      EXPECT_GE(group.pages_for(len), most) << len;
+      EXPECT_LE(group.pages_for(len), (len + 7) / 8) << len;
     }
-    EXPECT_GE(group.pages_for(len), most) << len;
-    EXPECT_LE(group.pages_for(len), (len + 7) / 8) << len;
+    EXPECT_EQ(group.pages_for(1000), open_steps == 1 ? 5 : 7);  // 29 tokens touch at most 5 pages of 8
   }
-  EXPECT_EQ(group.pages_for(1000), 5);  // 29 tokens touch at most 5 pages of 8
   group.window = 0;
   group.chunk = 12;
   EXPECT_EQ(group.live_begin(11), 0);
@@ -137,6 +140,7 @@ TEST(CachePlan, RefusesLimitsAndDeclarationsOutOfRange) {
   refused([](CacheLimits& l) { l.max_seq_len = 0; }, "max_seq_len");
   refused([](CacheLimits& l) { l.max_num_seqs = 1 << 20; }, "max_num_seqs");
   refused([](CacheLimits& l) { l.max_batch_tokens = -1; }, "max_batch_tokens");
+  refused([](CacheLimits& l) { l.max_open_steps = 3; }, "max_open_steps");
   refused([](CacheLimits& l) { l.page_size = 5000; }, "page_size");
   refused([](CacheLimits& l) { l.max_bytes = -5; }, "max_bytes");
   for (std::vector<int64_t> shape : {std::vector<int64_t>{0}, {int64_t{1} << 62, 4}, {-3, -3}}) {

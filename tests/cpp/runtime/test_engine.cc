@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,7 +22,19 @@ using testing_fakes::FakeBackend;
 using testing_fakes::FakeModel;
 using testing_fakes::FakeRunner;
 
-constexpr CacheLimits kLimits{.max_seq_len = 128, .max_num_seqs = 4, .max_batch_tokens = 16, .page_size = 4};
+// Every test runs with the plain loop and with the overlapped one.
+class EngineLoops : public testing::TestWithParam<int32_t> {
+ protected:
+  const CacheLimits limits_{.max_seq_len = 128,
+                            .max_num_seqs = 4,
+                            .max_batch_tokens = 16,
+                            .page_size = 4,
+                            .max_open_steps = GetParam()};
+};
+
+std::string title(const testing::TestParamInfo<int32_t>& info) {
+  return info.param == 1 ? "plain" : "overlapped";
+}
 
 std::vector<int64_t> prompt_of(int64_t len, int64_t salt = 0) {
   std::vector<int64_t> prompt;
@@ -80,9 +94,14 @@ class Gate {
   bool open_ = false;
 };
 
-TEST(Engine, ServesRequestsFromManyThreads) {
+void wait_until(const std::function<bool()>& happened) {
+  for (int i = 0; i < 500 && !happened(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_TRUE(happened());
+}
+
+TEST_P(EngineLoops, ServesRequestsFromManyThreads) {
   const FakeModel model;
-  Engine engine(std::make_unique<FakeBackend>(model, kLimits));
+  Engine engine(std::make_unique<FakeBackend>(model, limits_));
   std::mutex mutex;
   std::map<RequestId, std::vector<int64_t>> expected;
   std::vector<std::thread> clients;
@@ -119,9 +138,9 @@ TEST(Engine, ServesRequestsFromManyThreads) {
   EXPECT_FALSE(engine.health().has_value());
 }
 
-TEST(Engine, MalformedRequestsLeaveTheOthersAlone) {
+TEST_P(EngineLoops, MalformedRequestsLeaveTheOthersAlone) {
   const FakeModel model;
-  Engine engine(std::make_unique<FakeBackend>(model, kLimits));
+  Engine engine(std::make_unique<FakeBackend>(model, limits_));
   const RequestId good = engine.add_request(prompt_of(5), params_of(30));
   const auto refused = [&](std::vector<int64_t> prompt, SamplingParams params) {
     try {
@@ -143,8 +162,8 @@ TEST(Engine, MalformedRequestsLeaveTheOthersAlone) {
   EXPECT_EQ(got.tokens[good], model.generate(prompt_of(5), params_of(30)));
 }
 
-TEST(Engine, CancelsWhatRunsAndWhatWaits) {
-  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
+TEST_P(EngineLoops, CancelsWhatRunsAndWhatWaits) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, limits_);
   Gate gate;
   backend->fake().on_launch = [&](const Step&, FakeRunner& runner) {
     if (runner.num_steps == 3) gate.pass();
@@ -163,14 +182,15 @@ TEST(Engine, CancelsWhatRunsAndWhatWaits) {
     EXPECT_EQ(got.last[id].finish_reason, FinishReason::kCancelled);
     EXPECT_LE(got.tokens[id].size(), 3U);
   }
-  EXPECT_EQ(engine.stats().cache_used_bytes, 0);
-  engine.cancel(ids[0]);  // has ended: ignored
+  wait_until(
+      [&] { return engine.stats().cache_used_bytes == 0; });  // the step in flight may have their pages
+  engine.cancel(ids[0]);                                      // has ended: ignored
   EXPECT_TRUE(engine.wait_outputs(0.01).empty());
 }
 
-TEST(Engine, AFailedStepIsReportedAndTheEngineGoesOn) {
+TEST_P(EngineLoops, AFailedStepIsReportedAndTheEngineGoesOn) {
   const FakeModel model;
-  auto backend = std::make_unique<FakeBackend>(model, kLimits);
+  auto backend = std::make_unique<FakeBackend>(model, limits_);
   backend->fake().on_launch = [](const Step&, FakeRunner& runner) {
     if (runner.num_steps == 2) throw std::runtime_error("[kernel] broke");
   };
@@ -188,8 +208,8 @@ TEST(Engine, AFailedStepIsReportedAndTheEngineGoesOn) {
   EXPECT_EQ(engine.stats().num_errors, 1);
 }
 
-TEST(Engine, AFatalFailureStopsItWithOneClearError) {
-  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
+TEST_P(EngineLoops, AFatalFailureStopsItWithOneClearError) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, limits_);
   Gate gate;
   backend->fake().on_launch = [&](const Step&, FakeRunner& runner) {
     gate.pass();
@@ -214,21 +234,19 @@ TEST(Engine, AFatalFailureStopsItWithOneClearError) {
   engine.close();
 }
 
-TEST(Engine, ABrokenInvariantStopsItToo) {
-  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
-  backend->fake().on_launch = [](const Step&, FakeRunner& runner) { runner.rows().resize(7); };
+TEST_P(EngineLoops, ABrokenInvariantStopsItToo) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, limits_);
+  backend->fake().on_run = [](const Step&, FakeRunner& runner) { runner.rows().resize(7); };
   Engine engine(std::move(backend));
   engine.add_request(prompt_of(3), params_of(50));
   Collected got;
   got.wait(engine, 1);
   EXPECT_EQ(got.last.begin()->second.finish_reason, FinishReason::kError);
-  for (int i = 0; i < 500 && !engine.health(); ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  EXPECT_TRUE(engine.health().has_value());
+  wait_until([&] { return engine.health().has_value(); });
 }
 
-TEST(Engine, CloseEndsEverythingAndWakesWaiters) {
-  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
+TEST_P(EngineLoops, CloseEndsEverythingAndWakesWaiters) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, limits_);
   Gate gate;
   backend->fake().on_launch = [&](const Step&, FakeRunner&) { gate.pass(); };
   Engine engine(std::move(backend));
@@ -247,8 +265,8 @@ TEST(Engine, CloseEndsEverythingAndWakesWaiters) {
   engine.close();
 }
 
-TEST(Engine, SeedsOfItsOwnDiffer) {
-  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kLimits);
+TEST_P(EngineLoops, SeedsOfItsOwnDiffer) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, limits_);
   std::mutex mutex;
   std::vector<uint64_t> seeds;
   backend->fake().on_launch = [&](const Step& step, FakeRunner&) {
@@ -278,8 +296,8 @@ double cpu_seconds() {
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-TEST(Engine, SleepsWhenIdle) {
-  Engine engine(std::make_unique<FakeBackend>(FakeModel{}, kLimits));
+TEST_P(EngineLoops, SleepsWhenIdle) {
+  Engine engine(std::make_unique<FakeBackend>(FakeModel{}, limits_));
   engine.add_request(prompt_of(3), params_of(5));
   Collected got;
   got.wait(engine, 1);
@@ -288,11 +306,11 @@ TEST(Engine, SleepsWhenIdle) {
   EXPECT_LT(cpu_seconds() - before, 0.001);
 }
 
-TEST(Engine, RandomClientsGetTheirTokens) {
+TEST_P(EngineLoops, RandomClientsGetTheirTokens) {
   FakeModel model;
   model.paged = {{0, 0}, {9, 0}};
   model.slots = true;
-  CacheLimits limits = kLimits;
+  CacheLimits limits = limits_;
   auto states = model.states();
   limits.max_bytes = plan_caches(states, limits).bytes() * 2 / 3;
   Engine engine(std::make_unique<FakeBackend>(model, limits));
@@ -326,6 +344,86 @@ TEST(Engine, RandomClientsGetTheirTokens) {
       EXPECT_EQ(got.tokens[id], tokens) << "request " << id;
     }
   }
+}
+
+INSTANTIATE_TEST_SUITE_P(, EngineLoops, testing::Values(1, 2), title);
+
+constexpr CacheLimits kOverlapped{
+    .max_seq_len = 128, .max_num_seqs = 4, .max_batch_tokens = 16, .page_size = 4, .max_open_steps = 2};
+
+TEST(Engine, TokensArriveWhileTheNextStepIsInFlight) {
+  const FakeModel model;
+  auto backend = std::make_unique<FakeBackend>(model, kOverlapped);
+  Gate gate;
+  std::atomic<int64_t> launched = 0, launched_at_wait = 0;
+  backend->fake().on_launch = [&](const Step&, FakeRunner& runner) { launched = runner.num_steps; };
+  backend->fake().on_wait = [&](const Step&, FakeRunner& runner) {
+    if (runner.num_waited == 1) launched_at_wait = launched.load();
+    if (runner.num_waited == 2) gate.pass();
+  };
+  Engine engine(std::move(backend));
+  const RequestId id = engine.add_request(prompt_of(3), params_of(5));
+  gate.wait_for_arrival();  // the engine waits for the second step
+  EXPECT_EQ(launched_at_wait, 2);
+  EXPECT_EQ(launched, 3);
+  Collected got;
+  got.take(engine.wait_outputs(60.0));  // and the first one's token is there
+  EXPECT_EQ(got.tokens[id].size(), 1U);
+  EXPECT_EQ(engine.stats().num_steps, 1);
+  gate.open();
+  got.wait(engine, 1);
+  EXPECT_EQ(got.tokens[id], model.generate(prompt_of(3), params_of(5)));
+}
+
+TEST(Engine, DoesNotSleepWhileAStepIsInFlight) {
+  const FakeModel model;
+  Engine engine(std::make_unique<FakeBackend>(model, kOverlapped));
+  SamplingParams params = params_of(20);
+  params.stop_token_ids = {model.generate(prompt_of(3), params_of(1))[0]};
+  engine.add_request(prompt_of(3), params);
+  Collected got;
+  got.wait(engine, 1);
+  // Nobody asks for anything more, yet the second step, which came too late to be of use, is closed.
+  wait_until([&] { return engine.stats().num_steps == 2; });
+  EXPECT_EQ(engine.stats().cache_used_bytes, 0);
+  EXPECT_EQ(got.last.begin()->second.finish_reason, FinishReason::kStop);
+}
+
+TEST(Engine, AFailedLaunchDoesNotHoldTokensBack) {
+  const FakeModel model;
+  auto backend = std::make_unique<FakeBackend>(model, kOverlapped);
+  backend->fake().on_launch = [](const Step&, FakeRunner& runner) {
+    if (runner.num_steps == 3) throw std::runtime_error("[kernel] broke");
+  };
+  Engine engine(std::move(backend));
+  engine.add_request(prompt_of(3), params_of(9));
+  std::vector<size_t> tokens;
+  for (int step = 0; step < 3; ++step) {
+    const std::vector<StepOutput> outputs = engine.wait_outputs(60.0);
+    ASSERT_EQ(outputs.size(), 1U);
+    tokens.push_back(outputs[0].new_token_ids.size());
+    EXPECT_EQ(outputs[0].error, step == 2 ? "[kernel] broke" : "");
+  }
+  EXPECT_EQ(tokens, std::vector<size_t>({1, 1, 0}));
+  EXPECT_FALSE(engine.health().has_value());
+}
+
+TEST(Engine, ABrokenInvariantWaitsForWhatIsInFlight) {
+  auto backend = std::make_unique<FakeBackend>(FakeModel{}, kOverlapped);
+  std::atomic<int64_t> waited = 0, launched = 0;
+  backend->fake().on_launch = [&](const Step&, FakeRunner&) { ++launched; };
+  backend->fake().on_wait = [&](const Step&, FakeRunner&) { ++waited; };
+  backend->fake().on_run = [](const Step&, FakeRunner& runner) {
+    if (runner.num_run == 1) runner.rows().resize(7);
+  };
+  Engine engine(std::move(backend));
+  engine.add_request(prompt_of(3), params_of(50));
+  Collected got;
+  got.wait(engine, 1);
+  engine.close();
+  EXPECT_TRUE(engine.health().has_value());
+  EXPECT_EQ(launched, 2);
+  EXPECT_EQ(waited, 2);
 }
 
 }  // namespace

@@ -87,6 +87,23 @@ TEST(EngineOptions, OutOfRangeIsNamed) {
   check({.num_threads = 5000}, "num_threads");
 }
 
+TEST(EngineOptions, StepsOverlapWhereTheBackendCan) {
+  ModelFacts model{.vocab_size = 100, .max_positions = 2048, .weight_bytes = kMiB};
+  const auto open_steps = [&](Overlap overlap) {
+    EngineOptions options;
+    options.overlap = overlap;
+    return resolve_limits(options, model, paged_states(), 100 * kMiB).max_open_steps;
+  };
+  EXPECT_EQ(open_steps(Overlap::kAuto), 1);
+  EXPECT_EQ(open_steps(Overlap::kOff), 1);
+  const std::string message = refusal(ErrorKind::kInvalidArgument, [&] { open_steps(Overlap::kOn); });
+  EXPECT_NE(message.find("[engine] overlap"), std::string::npos) << message;
+  model.max_in_flight = 2;
+  EXPECT_EQ(open_steps(Overlap::kAuto), 2);
+  EXPECT_EQ(open_steps(Overlap::kOn), 2);
+  EXPECT_EQ(open_steps(Overlap::kOff), 1);
+}
+
 TEST(EngineOptions, TooLittleMemoryGivesTheNumbers) {
   const ModelFacts model{.vocab_size = 100, .max_positions = 8192, .weight_bytes = 100 * kMiB};
   std::string message =

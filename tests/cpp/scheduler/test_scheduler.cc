@@ -1,70 +1,16 @@
 #include <gtest/gtest.h>
 
 #include <limits>
-#include <map>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
-#include "fake_runner.h"
-#include "scheduler/step_loop.h"
+#include "stack.h"
 
 namespace autodeploy {
 namespace {
 
-using testing_fakes::FakeModel;
-using testing_fakes::FakeRunner;
-using testing_fakes::FakeStack;
-
-constexpr CacheLimits kLimits{.max_seq_len = 64, .max_num_seqs = 4, .max_batch_tokens = 16, .page_size = 4};
-
-std::vector<int64_t> prompt_of(int64_t len, int64_t salt = 0) {
-  std::vector<int64_t> prompt;
-  for (int64_t i = 0; i < len; ++i) prompt.push_back((i * 37 + salt * 11) % 97);
-  return prompt;
-}
-
-SamplingParams params_of(int64_t max_tokens) {
-  SamplingParams params;
-  params.max_tokens = max_tokens;
-  params.seed = 0;
-  return params;
-}
-
-struct Stack : FakeStack {
-  explicit Stack(FakeModel model = {}, CacheLimits limits = kLimits, std::span<const int64_t> prefix = {})
-      : FakeStack(model, limits, prefix), loop(make_plain_loop(scheduler.get(), runner.get())) {}
-
-  // One step by the loop; collects what came up.
-  StepStatus step() {
-    const StepStatus status = loop->step();
-    collect();
-    scheduler->audit();
-    return status;
-  }
-  void collect() {
-    for (StepOutput& output : scheduler->take_outputs()) {
-      EXPECT_EQ(finish[output.request_id], FinishReason::kNone) << "nothing comes after the end";
-      auto& all = tokens[output.request_id];
-      all.insert(all.end(), output.new_token_ids.begin(), output.new_token_ids.end());
-      finish[output.request_id] = output.finish_reason;
-      error[output.request_id] = output.error;
-      stop[output.request_id] = output.stop_token_id;
-    }
-  }
-  void drain() {
-    for (int i = 0; i < 10000 && step() == StepStatus::kRan; ++i) {
-    }
-    EXPECT_FALSE(scheduler->has_work());
-    for (const auto& group : {cache->group_usage(0)}) EXPECT_EQ(group.free, group.total);
-  }
-
-  std::unique_ptr<StepLoop> loop;
-  std::map<RequestId, std::vector<int64_t>> tokens;
-  std::map<RequestId, FinishReason> finish;
-  std::map<RequestId, std::string> error;
-  std::map<RequestId, std::optional<int64_t>> stop;
-};
+using namespace testing_fakes;
 
 TEST(Scheduler, APrefixStandsBeforeEveryPrompt) {
   const std::vector<int64_t> prefix{5, 9, 2};
@@ -217,8 +163,8 @@ TEST(Scheduler, RowsWithoutANumberEndTheirRequestOnly) {
   Stack s;
   s.scheduler->add(1, prompt_of(4, 1), params_of(6));
   s.scheduler->add(2, prompt_of(4, 2), params_of(6));
-  s.runner->on_launch = [](const Step& step, FakeRunner& runner) {
-    if (runner.num_steps == 3) runner.rows()[0].token = -1;
+  s.runner->on_run = [](const Step& step, FakeRunner& runner) {
+    if (runner.num_run == 3) runner.rows()[0].token = -1;
     ASSERT_LE(step.rows.size(), 2U);
   };
   s.drain();

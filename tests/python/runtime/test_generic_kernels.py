@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from kernel_programs import DTYPES, Case, native, step_arguments, write_folder
 
 from autodeploy.artifact.op_table import REGION_BOOL_OPS, REGION_OPS
@@ -70,15 +71,19 @@ def torch_is_unsure(op: str, args: list[float]) -> bool:
     return False
 
 
-def run_case(case: Case, folder: Path, inputs: dict[str, torch.Tensor], threads: int = 1) -> dict[str, np.ndarray]:
+def run_case(
+    case: Case, folder: Path, inputs: dict[str, torch.Tensor], threads: int = 1, device: str = "cpu"
+) -> dict[str, np.ndarray]:
     write_folder(folder, case.program, {})
-    runner = native().Runner(str(folder), max_tokens=8, max_seqs=1, max_seq_len=8, num_threads=threads, poison=True)
+    limits = {"max_tokens": 8, "max_seqs": 1, "max_seq_len": 8}
+    runner = native().Runner(str(folder), **limits, num_threads=threads, poison=True, device=device)
     arrays = {n: np.ascontiguousarray(x.numpy()) for n, x in inputs.items()}
     return runner.step(**step_arguments(Batch.of([3])), inputs=arrays)["outputs"]
 
 
+@pytest.mark.parametrize("device", ["cpu", *DEVICES])
 @pytest.mark.parametrize(("op", "dtypes", "result"), node_cases())
-def test_region_node(op: str, dtypes: tuple[str, ...], result: str, tmp_path: Path) -> None:
+def test_region_node(op: str, dtypes: tuple[str, ...], result: str, device: str, tmp_path: Path) -> None:
     grids = torch.meshgrid(*[torch.arange(len(VALUES[d])) for d in dtypes], indexing="ij")
     inputs = [torch.tensor(VALUES[d], dtype=TORCH[d])[g.flatten()] for d, g in zip(dtypes, grids, strict=True)]
     region = Region(dtypes, (RegionNode(op, result, tuple(range(len(dtypes)))),), (len(dtypes),))
@@ -88,7 +93,7 @@ def test_region_node(op: str, dtypes: tuple[str, ...], result: str, tmp_path: Pa
     case.add_output(result, tuple(inputs[0].shape))
     case.finish(region)
     expected = run_region(region, inputs, TORCH, tuple(inputs[0].shape))[0]
-    found = run_case(case, tmp_path, {f"x{i}": x for i, x in enumerate(inputs)})["out0"]
+    found = run_case(case, tmp_path, {f"x{i}": x for i, x in enumerate(inputs)}, device=device)["out0"]
     wrong = []
     for i, (a, b) in enumerate(zip(found.tolist(), expected.tolist(), strict=True)):
         same = a == b or (a != a and b != b) or abs(a - b) <= 2e-6 * max(abs(b), 1e-30)
@@ -106,12 +111,13 @@ def test_every_node_is_covered() -> None:
     assert {c.values[0] for c in node_cases()} == set(POINTWISE)
 
 
-def test_region_of_constants_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", *DEVICES])
+def test_region_of_constants_alone(device: str, tmp_path: Path) -> None:
     case = Case("region", {"region": 0})
     case.add_output("f32", ("T", 2))
     constants = (RegionNode("const", "f32", value=-INF), RegionNode("const", "f32", value=2.5))
     case.finish(Region((), (*constants, RegionNode("max", "f32", (0, 1))), (2,)))
-    assert run_case(case, tmp_path, {})["out0"].tolist() == [[2.5, 2.5]] * 3
+    assert run_case(case, tmp_path, {}, device=device)["out0"].tolist() == [[2.5, 2.5]] * 3
 
 
 def x_of(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -155,11 +161,11 @@ GENERIC_CASES: list[tuple[str, dict[str, Any], list[torch.Tensor]]] = [
 ]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", "cpu with two threads", *DEVICES])
 @pytest.mark.parametrize(
     ("op", "attrs", "operands"), [pytest.param(*c, id=f"{c[0]}-{i}") for i, c in enumerate(GENERIC_CASES)]
 )
-def test_generic_op(op: str, attrs: dict[str, Any], operands: list[torch.Tensor], threads: int, tmp_path: Path) -> None:
+def test_generic_op(op: str, attrs: dict[str, Any], operands: list[torch.Tensor], device: str, tmp_path: Path) -> None:
     shape = (4,) if op == "arange" else (3, 5)
     results = GENERIC[op](operands, attrs, shape)
     results = results if isinstance(results, tuple) else (results,)
@@ -171,6 +177,8 @@ def test_generic_op(op: str, attrs: dict[str, Any], operands: list[torch.Tensor]
         lead = ("T",) if r.dim() > 1 or (operands and r.dim() == 1) else tuple(r.shape[:1])
         case.add_output(DTYPES[r.dtype], (*lead, *r.shape[1:]))
     case.finish()
-    found = run_case(case, tmp_path, {f"x{i}": x for i, x in enumerate(operands)}, threads)
+    name = device.split()[0]
+    inputs = {f"x{i}": x for i, x in enumerate(operands)}
+    found = run_case(case, tmp_path, inputs, 2 if device != name else 1, name)
     for j, r in enumerate(results):
         assert_close(found[f"out{j}"], r, 1e-5 if r.is_floating_point() else 0.0, f"{op} result {j}")

@@ -271,6 +271,28 @@ const uint8_t* exchange(uint32_t mask, const void* value, size_t bytes) {
   return &slots[0][0];
 }
 
+void copy_async(void* to, const void* from, size_t bytes) {
+  Thread& t = current();
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 || reinterpret_cast<uintptr_t>(from) % bytes != 0)
+    die("a copy's addresses are not aligned to its size");
+  std::memset(to, 0xff, bytes);
+  t.copies.push_back({to, from, bytes, t.copy_group});
+}
+
+void commit_copies() { ++current().copy_group; }
+
+void wait_copies(int pending_groups) {
+  Thread& t = current();
+  std::erase_if(t.copies, [&](const AsyncCopy& c) {
+    if (c.group >= t.copy_group - pending_groups) return false;
+    if (c.from)
+      std::memcpy(c.to, c.from, c.bytes);
+    else
+      std::memset(c.to, 0, c.bytes);
+    return true;
+  });
+}
+
 void run_grid(const dim3& grid, const dim3& block, size_t shared, const std::function<void()>& body) {
   Machine& m = machine();
   const int64_t threads = int64_t{block.x} * block.y * block.z;

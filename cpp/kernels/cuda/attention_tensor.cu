@@ -1,0 +1,171 @@
+// attention on tensor cores: bf16 and f16, masks by position (causal, window, chunk), sinks and a cap.
+// Sequences of one token go to attention_decode.cu, others to attention_prefill.cu.
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+
+#include "kernels/cpu/attention_form.h"
+#include "kernels/cuda/paged_attention.h"
+#include "kernels/cuda/spec.h"
+
+namespace autodeploy::cuda {
+
+int multiprocessors() {
+#ifdef AUTODEPLOY_SIMT_EMULATION
+  return 4;
+#else
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+    (void)cudaGetLastError();
+  return std::max(count, 1);
+#endif
+}
+
+bool serves_widths(int key_len, int value_len) {
+  return dispatch_widths(key_len, value_len, [](auto, auto) {});
+}
+
+void PagedAttention::set_scale(float scale, float softcap) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  cap_inner = softcap > 0 ? scale / softcap : 0;
+  scale_log2 = (softcap > 0 ? softcap : scale) * kLog2E;
+}
+
+ZeroedMemory::ZeroedMemory(int64_t bytes) {
+#ifdef AUTODEPLOY_SIMT_EMULATION
+  data_ = std::calloc(static_cast<size_t>(bytes), 1);
+#else
+  if (cudaMalloc(&data_, static_cast<size_t>(bytes)) != cudaSuccess) {
+    (void)cudaGetLastError();
+    data_ = nullptr;
+  } else if (cudaMemset(data_, 0, static_cast<size_t>(bytes)) != cudaSuccess) {
+    note_launch_error("memory could not be set to zeros");
+  }
+#endif
+  AD_CHECK(data_, ErrorKind::kOutOfMemory, "[attention] expected ", bytes,
+           " bytes of device memory, found less");
+}
+
+ZeroedMemory::~ZeroedMemory() {
+#ifdef AUTODEPLOY_SIMT_EMULATION
+  std::free(data_);
+#else
+  if (data_) (void)cudaFree(data_);
+#endif
+}
+
+namespace {
+
+struct TensorState {
+  AttentionForm form;
+  DType dtype = DType::kBF16;
+  bool sinks_f32 = false;
+  int blocks = 0;  // of decode
+  ZeroedMemory counters;
+
+  int key_len() const { return static_cast<int>(form.key_len); }
+  int value_len() const { return static_cast<int>(form.value_len); }
+};
+
+HeadRows head_rows(const TensorView& v) {
+  const auto whole = [](int64_t elements) { return elements % 8 == 0; };
+  HeadRows rows{v.data, v.stride[0], v.stride[1], false};
+  rows.wide = reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && whole(rows.token) && whole(rows.head);
+  return rows;
+}
+
+void run_tensor(const TensorState& s, const KernelCall& call) {
+  const DeviceStep& step = *call.device;
+  const AttentionForm& form = s.form;
+  PagedAttention a;
+  a.q = head_rows(call.in[0]);
+  a.out = head_rows(call.out[0]);
+  if (form.appends) a.k = head_rows(call.in[1]), a.v = head_rows(call.in[2]);
+  if (form.has_sinks) {
+    const TensorView& sinks = call.in[kSinks];
+    a.sinks = sinks.data;
+    a.sink_token = form.token_sinks ? sinks.stride[0] : 0;
+    a.sink_head = sinks.stride[form.token_sinks ? 1 : 0];
+    a.sinks_f32 = s.sinks_f32;
+  }
+  a.k_pages = call.states[0]->data[0], a.v_pages = call.states[0]->data[1];
+  a.k_page_bytes = call.states[0]->bytes[0], a.v_page_bytes = call.states[0]->bytes[1];
+  const DevicePageTable& table = step.page_tables[form.page_group];
+  a.page_shift = std::countr_zero(static_cast<uint64_t>(form.page_size));
+  a.page_start = table.start, a.pages = table.pages;
+  a.query_start = step.query_start, a.kv_len = step.kv_len, a.token_seq = step.token_seq;
+  a.kv_heads = static_cast<int>(form.kv_heads), a.group = static_cast<int>(form.group);
+  a.window = static_cast<int>(form.window), a.chunk = static_cast<int>(form.chunk);
+  a.causal = form.causal;
+  a.set_scale(form.scale, form.softcap);
+  a.partials = reinterpret_cast<float*>(call.workspace);
+  a.counters = static_cast<int32_t*>(s.counters.data());
+
+  const Stream stream = stream_of(call);
+  const auto decodes = static_cast<int>(step.max_query_len <= 1 ? step.num_seqs : step.num_decodes);
+  // Where rows allow it, decode puts its tokens into the pages itself.
+  const bool fused = form.appends && a.k.wide && a.v.wide;
+  if (form.appends)
+    launch_append(s.key_len(), s.value_len(), a, fused ? decodes : 0, step.num_tokens, stream);
+  PagedAttention d = a;
+  if (!fused) d.k = d.v = HeadRows();
+  launch_decode(s.dtype, s.key_len(), s.value_len(), d, decodes, s.blocks, stream);
+  launch_prefill(s.dtype, s.key_len(), s.value_len(), a, decodes, static_cast<int>(step.num_seqs), decodes,
+                 step.num_tokens, step.max_query_len, stream);
+}
+
+}  // namespace
+
+std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::string* why) {
+  const auto declines = [&](const std::string& reason) {
+    *why = reason;
+    return nullptr;
+  };
+  TensorState s;
+  s.form = check_attention(spec);
+  s.dtype = spec.out[0].dtype;
+  if (s.dtype != DType::kBF16 && s.dtype != DType::kF16)
+    return declines("it takes bfloat16 or float16, found " + std::string(dtype_name(s.dtype)));
+  for (const StateComponentSpec& c : spec.states[0].components) {
+    if (c.dtype != s.dtype) return declines("it takes pages of the dtype of its result");
+  }
+  for (size_t i = 0; i < kSinks; ++i) {
+    if (spec.in[i].present && spec.in[i].dtype != s.dtype)
+      return declines("it takes queries, keys and values of the dtype of its result");
+  }
+  for (size_t i : {kSlopes, kBiasTable, kListedKeys}) {
+    if (spec.in[i].present) return declines("it takes no slopes, bias_table and indices");
+  }
+  if (s.form.has_sinks) {
+    const DType sinks = spec.in[kSinks].dtype;
+    s.sinks_f32 = sinks == DType::kF32;
+    if (!s.sinks_f32 && sinks != s.dtype)
+      return declines("it takes sinks of float32 or of the dtype of its result");
+  }
+  if (!serves_widths(s.key_len(), s.value_len()))
+    return declines(
+        "it takes heads of 64, 80, 96, 112, 128, 192 or 256 channels, or keys of 192 and values of 128, "
+        "found " +
+        std::to_string(s.key_len()) + " and " + std::to_string(s.value_len()));
+  if (s.form.page_size < 8 || !std::has_single_bit(static_cast<uint64_t>(s.form.page_size)))
+    return declines("it takes pages of a power of 2 tokens, at least 8, found " +
+                    std::to_string(s.form.page_size));
+  if (!(s.form.scale > 0)) return declines("it takes a positive scale");
+  if (s.form.kv_heads > 65535 || s.form.group > 65535) return declines("it takes at most 65535 heads");
+  if (spec.max_seqs > kMaxDecodeSeqs || spec.max_seqs * (spec.max_seq_len / kDecodeUnit + 1) > INT32_MAX)
+    return declines("it takes at most " + std::to_string(kMaxDecodeSeqs) +
+                    " sequences, and of their keys at most 2^37");
+  if (!prepare_decode(s.dtype, s.key_len(), s.value_len()) ||
+      !prepare_prefill(s.dtype, s.key_len(), s.value_len()))
+    return declines("the device has too little shared memory");
+  const auto group = static_cast<int>(s.form.group);
+  s.blocks = decode_blocks(s.key_len(), s.value_len());
+  s.counters = ZeroedMemory(std::max<int64_t>(spec.max_seqs, 1) * s.form.kv_heads * decode_head_tiles(group) *
+                            static_cast<int64_t>(sizeof(int32_t)));
+  const int64_t workspace =
+      decode_partial_floats(s.blocks, s.value_len(), group) * static_cast<int64_t>(sizeof(float));
+  return make_function_kernel("attention.tensor", std::move(s), run_tensor, workspace);
+}
+
+}  // namespace autodeploy::cuda

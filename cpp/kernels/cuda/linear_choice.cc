@@ -1,0 +1,26 @@
+#include "kernels/cuda/linear_choice.h"
+
+#include <algorithm>
+
+namespace autodeploy::cuda {
+
+SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices,
+                                      int processors) {
+  SmallLinearChoice c;
+  c.l2_bytes = 96 << 10;
+  if (rows == 1) {
+    // A warp for each output, or several where there are not outputs enough for all warps.
+    const int64_t warps = int64_t{processors} * c.warps;
+    while (c.warps_k < c.warps && outputs * c.warps_k < warps && cols / (2 * c.warps_k) >= 512)
+      c.warps_k *= 2;
+    return c;
+  }
+  c.tensor_cores = true;
+  // More rows of the weights in a unit, where there are many, spare reads of x.
+  c.octets = slices == 1 && outputs / 32 >= 4 * int64_t{processors} ? 4 : std::max(2, slices);
+  // What it takes is taken from the next kernel's queue.
+  c.staged = rows * (cols + 96) * 2 <= (72 << 10);
+  return c;
+}
+
+}  // namespace autodeploy::cuda

@@ -1,0 +1,23 @@
+// How `linear` for few rows is launched, for a shape and a device.
+#pragma once
+
+#include <cstdint>
+
+namespace autodeploy::cuda {
+
+constexpr int kMaxSmallRows = 16;
+
+struct SmallLinearChoice {
+  bool tensor_cores = false;  // mma_kernel, else gemv_kernel
+  bool staged = false;        // mma_kernel: x lies in shared memory
+  int octets = 2;             // mma_kernel: octets of rows of the weights in a unit
+  int warps = 8, warps_k = 1;
+  int blocks_per_processor = 1;
+  int l2_bytes = 0;
+};
+
+// For `rows` of x (1 to kMaxSmallRows), `cols` elements each, and `outputs` with `slices` products each.
+SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices,
+                                      int processors);
+
+}  // namespace autodeploy::cuda
