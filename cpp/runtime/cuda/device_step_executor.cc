@@ -1,5 +1,6 @@
 #include "runtime/cuda/device_step_executor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -22,7 +23,8 @@ class DeviceStepExecutor final : public StepExecutor {
                      FunctionRef<CachePlan(std::vector<StateSpec>&)> plan_caches)
       : replay_(options.replay),
         pool_(options.num_threads),
-        executor_(load_program(artifact_dir, options.act), &queue_) {
+        executor_(load_program(artifact_dir, options.act, nullptr, has_compiled_kernels(artifact_dir)),
+                  &queue_, GeneratedKernels::load(artifact_dir, options.act, use_device(0))) {
     const ProgramSpec& program = executor_.program();
     std::vector<StateSpec> states = program.states;
     const CachePlan plan = plan_caches(states);
@@ -80,8 +82,10 @@ class DeviceStepExecutor final : public StepExecutor {
     for (const auto& [name, data] : given_) {
       const ValueSpec& spec = program().values[static_cast<size_t>(check_input(name))];
       const int64_t bytes = spec.numel.eval(batch.num_tokens, batch.num_rows) * dtype_size(spec.dtype);
+      // For the largest step, so that recorded graphs find it where it was.
       DeviceMemory& memory = inputs_[name];
-      if (memory.bytes() < bytes) memory = DeviceMemory(bytes, "an input");
+      const int64_t most = spec.numel.eval(options_.max_tokens, options_.max_rows) * dtype_size(spec.dtype);
+      if (!memory.data()) memory = DeviceMemory(std::max<int64_t>(most, 1), "an input");
       queue_.copy_to_device(memory.data(), data, bytes);
       executor_.set_input(name, memory.data());
     }
@@ -102,6 +106,7 @@ class DeviceStepExecutor final : public StepExecutor {
         }
       }
       graph.launch(queue_.stream());
+      executor_.replayed(step);
     } else {
       executor_.enqueue(batch, step, tap);
     }
