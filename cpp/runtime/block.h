@@ -49,6 +49,8 @@ class Block {
 
   // Called before each instruction of the following runs, with its place in choices(); nullptr: nobody.
   void set_mark(const std::function<void(size_t)>* mark) { mark_ = mark; }
+  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has recorded.
+  void resolve(int64_t tokens, int64_t rows);
 
   // A value as the last run left it; valid until memory is used otherwise.
   TensorView value_view(int32_t v) const;
@@ -88,7 +90,6 @@ class Block {
                 std::span<const StateMemory> memory, ThreadPool* pool);
   OperandRef whole_value(int32_t v) const;
   int32_t input_of(int32_t value) const;
-  void resolve(int64_t tokens, int64_t rows);
 
   const ProgramSpec* program_ = nullptr;
   const std::function<void(size_t)>* mark_ = nullptr;

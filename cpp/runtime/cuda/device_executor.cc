@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "kernels/cuda/spec.h"
 #include "runtime/cuda/fusion.h"
+#include "runtime/cuda/over_keys_device.h"
 #include "runtime/executor_checks.h"
 #include "runtime/executor_choice.h"
 #include "runtime/executor_plan.h"
@@ -109,11 +110,10 @@ std::unique_ptr<Kernel> DeviceExecutor::make_compiled(const ChoiceContext& conte
   return generated_->make(body, path, spec, why);
 }
 
-std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext&,
-                                                       const InstructionSpec& instruction, KernelChoice*) {
-  throw Error(ErrorKind::kUnsupported,
-              detail::concat("[program.json: ", instruction.where, ", ", instruction.source,
-                             "] expected a kernel for over_keys, found none for the GPU"));
+std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext& context,
+                                                       const InstructionSpec& instruction,
+                                                       KernelChoice* choice) {
+  return make_over_keys_on_device(context, instruction, choice);
 }
 
 void DeviceExecutor::fill(void* memory, uint8_t byte, int64_t bytes) { queue_->fill(memory, byte, bytes); }

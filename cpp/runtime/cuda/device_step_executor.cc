@@ -1,5 +1,6 @@
 #include "runtime/cuda/device_step_executor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -89,8 +90,10 @@ class DeviceStepExecutor final : public StepExecutor {
     for (const auto& [name, data] : given_) {
       const ValueSpec& spec = program().values[static_cast<size_t>(check_input(name))];
       const int64_t bytes = spec.numel.eval(batch.num_tokens, batch.num_rows) * dtype_size(spec.dtype);
+      // For the largest step, so that recorded graphs find it where it was.
       DeviceMemory& memory = inputs_[name];
-      if (memory.bytes() < bytes) memory = DeviceMemory(bytes, "an input");
+      const int64_t most = spec.numel.eval(options_.max_tokens, options_.max_rows) * dtype_size(spec.dtype);
+      if (!memory.data()) memory = DeviceMemory(std::max<int64_t>(most, 1), "an input");
       queue_.copy_to_device(memory.data(), data, bytes);
       executor_.set_input(name, memory.data());
     }
@@ -111,6 +114,7 @@ class DeviceStepExecutor final : public StepExecutor {
         }
       }
       graph.launch(queue_.stream());
+      executor_.replayed(step);
     } else {
       executor_.enqueue(batch, step, tap);
     }
