@@ -5,7 +5,8 @@
 //   nvcc -std=c++20 -O3 -arch=sm_90a -Icpp -Icpp/include benchmarks/cpp/bench_cuda_linear.cu
 //        cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error}.cc -ldl -o
 //        bench_cuda_linear
-//   bench_cuda_linear [--shapes 8b,1b,3b | 4096x14336,...] [--rows 1,2,4,8,16,32,64] [--only PART] [--best 3]
+//   bench_cuda_linear [--shapes 8b,1b,3b | 4096x14336,...] [--rows 1,2,4,8,16,32,64] (2048 at most) [--only
+//   PART] [--best 3]
 //                     [--no-overlap] [--csv FILE] [--chain 8b,1b,3b] [--pause 1.5]
 //
 // --only takes variants whose name contains PART. Of each shape the --best fastest are printed; --csv writes
@@ -28,7 +29,9 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/linear_choice.h"
+#include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_small_kernel.h"
+#include "kernels/cuda/linear_tensor_kernel.h"
 #include "kernels/cuda/processors.h"
 
 using namespace autodeploy;
@@ -197,6 +200,38 @@ void add_mma_rows(std::vector<Variant>* variants) {
   add_mma<4, kRowGroups, 4, false>(variants);
 }
 
+size_t g_workspace_bytes = size_t{64} << 20;
+uint8_t* g_workspace = nullptr;
+
+template <int kRows, int kOutputs, int kDown, int kAcross, int kStages>
+void add_tensor(std::vector<Variant>* variants) {
+  allow_shared(tensor_linear_kernel<bf16, kRows, kOutputs, kDown, kAcross, kStages>,
+               tensor_shared<kRows, kOutputs, kStages>());
+  for (int splits : {1, 2, 3, 4, 6, 8}) {
+    std::ostringstream name;
+    name << "tensor " << kRows << "x" << kOutputs << " stages" << kStages << " splits" << splits;
+    variants->push_back({name.str(), 9, 1 << 30,
+                         [=](int m, int n, int k) {
+                           return splits == 1 || (k / (64 * splits) >= 4 &&
+                                                  size_t{4} * static_cast<size_t>(splits) *
+                                                          static_cast<size_t>(m) * static_cast<size_t>(n) <=
+                                                      g_workspace_bytes &&
+                                                  (n + kOutputs - 1) / kOutputs * splits <= 6 * g_processors);
+                         },
+                         [=](const Product& p, Stream stream, bool overlap) -> const char* {
+                           const SmallLinearArgs small = args_of(p);
+                           TensorLinearArgs a;
+                           a.x = small.x, a.y = small.y, a.weight = p.w;
+                           a.rows = p.m, a.cols = p.k, a.outputs = p.n;
+                           a.pairs = p.n % 2 == 0, a.splits = splits;
+                           a.partial = reinterpret_cast<float*>(g_workspace);
+                           launch_tensor_linear<bf16, kRows, kOutputs, kDown, kAcross, kStages>(a, stream,
+                                                                                                overlap);
+                           return take_launch_error();
+                         }});
+  }
+}
+
 // ---- timing ----
 
 struct Device {
@@ -338,38 +373,58 @@ void chain(const Device& d, const Model& model, double pause_us, double copy_rat
   const double bytes = 2.0 * (static_cast<double>(layer_elements) * model.layers + static_cast<double>(head));
   std::printf("%s: weights %.2f GB, at a copy's rate %.2f ms\n", model.name, bytes * 1e-9,
               bytes / copy_rate * 1e3);
+  const auto one_token = [&](const char* name, int warps, int l2_kib, bool fused, bool overlap) {
+    const auto linear = [&](const Shape& s, const bf16* w, cudaStream_t stream) {
+      const bool gate = fused && s.of == "up", norm = fused && (gate || s.of == "qkv" || s.of == "head");
+      SmallLinearArgs a = args_of(Product{1, gate ? s.n / 2 : s.n, s.k, d.x, w, d.y});
+      const SmallLinearChoice c = choose_small_linear(1, s.k, a.outputs, gate ? 2 : 1, norm, g_processors);
+      const SmallLinearLaunch l{warps, c.warps_k, g_processors, l2_kib << 10, overlap};
+      if (norm) {
+        a.norm.on = true;
+        a.norm.weight = w, a.norm.eps = 1e-5f;
+        a.norm.residual = a.x;
+        a.norm.sum = a.y;
+        a.norm.sum.data = d.expected;
+      }
+      if (gate) {
+        a.slice_offset[1] = s.n / 2;
+        launch_gemv<bf16, 1, 8>(a, GateStore{}, l, stream);
+      } else {
+        launch_gemv<bf16, 1, 16>(a, StoreLinear{}, l, stream);
+      }
+    };
+    const auto between = [&](unsigned blocks, cudaStream_t stream) {
+      launch(LaunchConfig{dim3(blocks), dim3(128), stream, 0, overlap}, pause, cycles);
+    };
+    const double body = time_graph(d, [&](cudaStream_t stream) {
+      for (int layer = 0; layer < layers; ++layer) {
+        const bf16* w = d.weights + layer * layer_elements;
+        for (const Shape& s : linears) {
+          if (s.of == "o") {  // rope, attention
+            between(8, stream);
+            between(64, stream);
+          } else if (!fused) {  // a norm, an activation
+            between(1, stream);
+          }
+          linear(s, w, stream);
+          w += int64_t{s.n} * s.k;
+        }
+      }
+    });
+    const double whole = body / layers * model.layers + time_graph(d, [&](cudaStream_t stream) {
+                           if (!fused) between(1, stream);
+                           linear({"head", model.vocab, model.hidden}, d.weights, stream);
+                         });
+    if (const char* e = take_launch_error()) std::printf("  %s\n", e);
+    std::printf("    %6.2f us a layer, %6.3f ms a token   warps %d, l2 %d KiB, %s\n", body / layers * 1e6,
+                whole * 1e3, warps, l2_kib, name);
+    std::fflush(stdout);
+  };
+  one_token("parts, no overlap", 8, 0, false, false);
   for (int warps : {8, 16}) {
     for (int l2_kib : {0, 32, 64, 96, 128, 192, 256}) {
-      for (bool overlap : {true, false}) {
-        if (!overlap && l2_kib > 0) continue;
-        const auto linear = [&](const Shape& s, const bf16* w, cudaStream_t stream) {
-          const SmallLinearChoice c = choose_small_linear(1, s.k, s.n, 1, g_processors);
-          launch_gemv<bf16, 1, 16>(args_of(Product{1, s.n, s.k, d.x, w, d.y}), StoreLinear{},
-                                   SmallLinearLaunch{warps, c.warps_k, g_processors, l2_kib << 10, overlap},
-                                   stream);
-        };
-        const auto between = [&](unsigned blocks, cudaStream_t stream) {
-          launch(LaunchConfig{dim3(blocks), dim3(128), stream, 0, overlap}, pause, cycles);
-        };
-        const double body = time_graph(d, [&](cudaStream_t stream) {
-          for (int layer = 0; layer < layers; ++layer) {
-            const bf16* w = d.weights + layer * layer_elements;
-            for (const Shape& s : linears) {
-              between(s.of == "o" ? 64 : 1, stream);
-              if (s.of == "o") between(8, stream);
-              linear(s, w, stream);
-              w += int64_t{s.n} * s.k;
-            }
-          }
-        });
-        const double whole = body / layers * model.layers + time_graph(d, [&](cudaStream_t stream) {
-                               between(1, stream);
-                               linear({"head", model.vocab, model.hidden}, d.weights, stream);
-                             });
-        if (const char* e = take_launch_error()) std::printf("  %s\n", e);
-        std::printf("    %6.2f us a layer, %6.3f ms a token   warps %d, l2 %d KiB%s\n", body / layers * 1e6,
-                    whole * 1e3, warps, l2_kib, overlap ? "" : ", no overlap");
-      }
+      one_token("parts", warps, l2_kib, false, true);
+      one_token("norms and gate fused", warps, l2_kib, true, true);
     }
   }
 }
@@ -439,13 +494,14 @@ int main(int argc, char** argv) {
   CHECK_CUDA(cudaEventCreate(&d.begin));
   CHECK_CUDA(cudaEventCreate(&d.end));
   d.capacity = int64_t{1} << 30;
-  constexpr int64_t kMaxRows = 64, kMaxX = 32768, kMaxOutputs = 262144;
+  constexpr int64_t kMaxRows = 2048, kMaxX = 32768, kMaxOutputs = 262144;
   CHECK_CUDA(cudaMalloc(&d.weights, static_cast<size_t>(d.capacity) * 2));
   CHECK_CUDA(cudaMalloc(&d.x, kMaxRows * kMaxX * 2));
   CHECK_CUDA(cudaMalloc(&d.y, kMaxRows * kMaxOutputs * 2));
   CHECK_CUDA(cudaMalloc(&d.expected, kMaxRows * kMaxOutputs * 4));
   CHECK_CUDA(cudaMalloc(&d.worst, 4));
   CHECK_CUDA(cudaMalloc(&d.workspace, LtLinear::kWorkspace));
+  CHECK_CUDA(cudaMalloc(&g_workspace, g_workspace_bytes));
   fill<<<1024, 256, 0, d.stream>>>(d.weights, d.capacity, 1);
   fill<<<1024, 256, 0, d.stream>>>(d.x, kMaxRows * kMaxX, 2);
   CHECK_CUDA(cudaStreamSynchronize(d.stream));
@@ -470,6 +526,7 @@ int main(int argc, char** argv) {
     for (const Model& m : kModels) {
       if (name != m.name) continue;
       allow_shared(gemv_kernel<bf16, 1, 16, StoreLinear>, kShared);
+      allow_shared(gemv_kernel<bf16, 1, 8, GateStore>, kShared);
       chain(d, m, pause_us, copy_rate);
     }
   }
@@ -482,6 +539,11 @@ int main(int argc, char** argv) {
   add_gemv<4, 4>(&variants);
   add_mma_rows<1>(&variants);
   add_mma_rows<2>(&variants);
+  add_tensor<32, 128, 1, 8, 5>(&variants);
+  add_tensor<32, 64, 1, 4, 6>(&variants);
+  add_tensor<64, 128, 2, 4, 4>(&variants);
+  add_tensor<64, 64, 2, 4, 5>(&variants);
+  add_tensor<128, 128, 2, 2, 3>(&variants);
   std::FILE* csv = csv_path.empty() ? nullptr : std::fopen(csv_path.c_str(), "w");
   if (csv) std::fprintf(csv, "model,m,n,k,variant,us\n");
   for (const Shape& s : list) {

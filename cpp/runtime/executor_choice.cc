@@ -20,7 +20,10 @@ class Chooser {
 
   std::vector<ChosenKernel> choose() {
     for (size_t i = 0; i < c_.program.instructions.size(); ++i) {
-      add(c_.program.instructions[i], static_cast<int32_t>(i), false);
+      const InstructionSpec& ins = c_.program.instructions[i];
+      const int32_t index = ins.origin >= 0 ? ins.origin : static_cast<int32_t>(i);
+      path_.assign(1, index);
+      add(ins, index, false);
     }
     return std::move(out_);
   }
@@ -42,8 +45,9 @@ class Chooser {
     }
     const KernelSpec spec = make_spec(ins);
     bool known = false;
+    if (c_.options.device) add_compiled(ins, spec, &chosen);
     for (const KernelEntry& entry : c_.options.device ? c_.options.device->kernels() : kernel_table()) {
-      if (ins.op != entry.op) continue;
+      if (ins.op != entry.op || chosen.kernel) continue;
       known = true;
       std::string why;
       try {
@@ -76,9 +80,32 @@ class Chooser {
       for (const std::string& d : chosen.choice.declined) reasons += "; " + d;
       throw Error(ErrorKind::kUnsupported,
                   detail::concat(with_source(ins), "expected a kernel for ", ins.op, ", found ",
-                                 known ? "none that serves it" : "none of that name", reasons));
+                                 known ? "none that serves it" : "none of that name", reasons,
+                                 is_author_op(ins.op) && c_.options.device
+                                     ? "; its author's Triton kernel serves the GPU it was compiled for "
+                                       "(autodeploy compile --target)"
+                                     : ""));
     }
-    for (const InstructionSpec& p : ins.parts) add(p, index, true);
+    for (size_t p = 0; p < ins.parts.size(); ++p) {
+      const InstructionSpec& part = ins.parts[p];
+      const std::vector<int32_t> outer = path_;
+      if (part.origin >= 0)  // of a composite that a backend made: the part stands in the Program itself
+        path_.assign(1, part.origin);
+      else
+        path_.push_back(static_cast<int32_t>(p));
+      add(part, part.origin >= 0 ? part.origin : index, true);
+      path_ = outer;
+    }
+  }
+
+  void add_compiled(const InstructionSpec& ins, const KernelSpec& spec, ChosenKernel* chosen) {
+    std::string why;
+    try {
+      chosen->kernel = c_.options.device->make_compiled(c_, path_, spec, &why);
+    } catch (const Error& e) {
+      throw Error(e.kind(), with_source(ins) + e.what());
+    }
+    if (!why.empty()) chosen->choice.declined.push_back(detail::concat(ins.op, ".generated: ", why));
   }
 
   KernelSpec make_spec(const InstructionSpec& ins) const {
@@ -138,10 +165,16 @@ class Chooser {
   }
 
   const ChoiceContext& c_;
+  std::vector<int32_t> path_;  // of the instruction under choice
   std::vector<ChosenKernel> out_;
 };
 
 }  // namespace
+
+std::unique_ptr<Kernel> ExecutionDevice::make_compiled(const ChoiceContext&, std::span<const int32_t>,
+                                                       const KernelSpec&, std::string*) {
+  return nullptr;
+}
 
 std::vector<ChosenKernel> choose_kernels(const ChoiceContext& context) { return Chooser(context).choose(); }
 

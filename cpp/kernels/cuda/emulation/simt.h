@@ -25,6 +25,7 @@
 #undef __launch_bounds__
 #undef __forceinline__
 #undef __align__
+#undef __grid_constant__
 #define __global__
 #define __device__
 #define __host__
@@ -32,6 +33,7 @@
 #define __constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 namespace autodeploy::cuda::simt {
@@ -210,7 +212,13 @@ void __stcg(T* p, T v) {
 }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
