@@ -52,13 +52,14 @@ class CudaBackend final : public EngineBackend {
     AD_CHECK(options.plugins.empty(), ErrorKind::kUnsupported,
              "[engine] plugins: expected none on a GPU, found ", options.plugins.size(),
              ": their kernels run on the CPU");
-    ProgramSpec program = load_program(artifact_dir, act_);
+    ProgramSpec program = load_program(artifact_dir, act_, nullptr, has_compiled_kernels(artifact_dir));
     WeightProgram weight_program = load_weight_program(artifact_dir);
     if (options.load_format == LoadFormat::kDummy)
       weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
     program_limits_ = find_program_limits(program);
     prefix_tokens_ = program.prefix_tokens;
-    executor_ = std::make_unique<DeviceExecutor>(std::move(program), &queue_);
+    executor_ = std::make_unique<DeviceExecutor>(std::move(program), &queue_,
+                                                 GeneratedKernels::load(artifact_dir, act_, device_));
     const ProgramSpec& spec = executor_->program();
     weight_bytes_ = plan_device_weights(weight_program, spec.params, pool_.num_threads()).bytes;
     const CachePlan plan = plan_memory(spec);
