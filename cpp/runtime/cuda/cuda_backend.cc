@@ -53,7 +53,7 @@ class CudaBackend final : public EngineBackend {
     AD_CHECK(options.plugins.empty(), ErrorKind::kUnsupported,
              "[engine] plugins: expected none on a GPU, found ", options.plugins.size(),
              ": their kernels run on the CPU");
-    ProgramSpec program = load_program(artifact_dir, act_);
+    ProgramSpec program = load_program(artifact_dir, act_, nullptr, has_compiled_kernels(artifact_dir));
     WeightProgram weight_program = load_weight_program(artifact_dir);
     if (options.load_format == LoadFormat::kDummy)
       weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
