@@ -28,6 +28,7 @@
 
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/linear_choice.h"
+#include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_small_kernel.h"
 #include "kernels/cuda/processors.h"
 
@@ -338,38 +339,58 @@ void chain(const Device& d, const Model& model, double pause_us, double copy_rat
   const double bytes = 2.0 * (static_cast<double>(layer_elements) * model.layers + static_cast<double>(head));
   std::printf("%s: weights %.2f GB, at a copy's rate %.2f ms\n", model.name, bytes * 1e-9,
               bytes / copy_rate * 1e3);
+  const auto one_token = [&](const char* name, int warps, int l2_kib, bool fused, bool overlap) {
+    const auto linear = [&](const Shape& s, const bf16* w, cudaStream_t stream) {
+      const bool gate = fused && s.of == "up", norm = fused && (gate || s.of == "qkv" || s.of == "head");
+      SmallLinearArgs a = args_of(Product{1, gate ? s.n / 2 : s.n, s.k, d.x, w, d.y});
+      const SmallLinearChoice c = choose_small_linear(1, s.k, a.outputs, gate ? 2 : 1, norm, g_processors);
+      const SmallLinearLaunch l{warps, c.warps_k, g_processors, l2_kib << 10, overlap};
+      if (norm) {
+        a.norm.on = true;
+        a.norm.weight = w, a.norm.eps = 1e-5f;
+        a.norm.residual = a.x;
+        a.norm.sum = a.y;
+        a.norm.sum.data = d.expected;
+      }
+      if (gate) {
+        a.slice_offset[1] = s.n / 2;
+        launch_gemv<bf16, 1, 8>(a, GateStore{}, l, stream);
+      } else {
+        launch_gemv<bf16, 1, 16>(a, StoreLinear{}, l, stream);
+      }
+    };
+    const auto between = [&](unsigned blocks, cudaStream_t stream) {
+      launch(LaunchConfig{dim3(blocks), dim3(128), stream, 0, overlap}, pause, cycles);
+    };
+    const double body = time_graph(d, [&](cudaStream_t stream) {
+      for (int layer = 0; layer < layers; ++layer) {
+        const bf16* w = d.weights + layer * layer_elements;
+        for (const Shape& s : linears) {
+          if (s.of == "o") {  // rope, attention
+            between(8, stream);
+            between(64, stream);
+          } else if (!fused) {  // a norm, an activation
+            between(1, stream);
+          }
+          linear(s, w, stream);
+          w += int64_t{s.n} * s.k;
+        }
+      }
+    });
+    const double whole = body / layers * model.layers + time_graph(d, [&](cudaStream_t stream) {
+                           if (!fused) between(1, stream);
+                           linear({"head", model.vocab, model.hidden}, d.weights, stream);
+                         });
+    if (const char* e = take_launch_error()) std::printf("  %s\n", e);
+    std::printf("    %6.2f us a layer, %6.3f ms a token   warps %d, l2 %d KiB, %s\n", body / layers * 1e6,
+                whole * 1e3, warps, l2_kib, name);
+    std::fflush(stdout);
+  };
+  one_token("parts, no overlap", 8, 0, false, false);
   for (int warps : {8, 16}) {
     for (int l2_kib : {0, 32, 64, 96, 128, 192, 256}) {
-      for (bool overlap : {true, false}) {
-        if (!overlap && l2_kib > 0) continue;
-        const auto linear = [&](const Shape& s, const bf16* w, cudaStream_t stream) {
-          const SmallLinearChoice c = choose_small_linear(1, s.k, s.n, 1, g_processors);
-          launch_gemv<bf16, 1, 16>(args_of(Product{1, s.n, s.k, d.x, w, d.y}), StoreLinear{},
-                                   SmallLinearLaunch{warps, c.warps_k, g_processors, l2_kib << 10, overlap},
-                                   stream);
-        };
-        const auto between = [&](unsigned blocks, cudaStream_t stream) {
-          launch(LaunchConfig{dim3(blocks), dim3(128), stream, 0, overlap}, pause, cycles);
-        };
-        const double body = time_graph(d, [&](cudaStream_t stream) {
-          for (int layer = 0; layer < layers; ++layer) {
-            const bf16* w = d.weights + layer * layer_elements;
-            for (const Shape& s : linears) {
-              between(s.of == "o" ? 64 : 1, stream);
-              if (s.of == "o") between(8, stream);
-              linear(s, w, stream);
-              w += int64_t{s.n} * s.k;
-            }
-          }
-        });
-        const double whole = body / layers * model.layers + time_graph(d, [&](cudaStream_t stream) {
-                               between(1, stream);
-                               linear({"head", model.vocab, model.hidden}, d.weights, stream);
-                             });
-        if (const char* e = take_launch_error()) std::printf("  %s\n", e);
-        std::printf("    %6.2f us a layer, %6.3f ms a token   warps %d, l2 %d KiB%s\n", body / layers * 1e6,
-                    whole * 1e3, warps, l2_kib, overlap ? "" : ", no overlap");
-      }
+      one_token("parts", warps, l2_kib, false, true);
+      one_token("norms and gate fused", warps, l2_kib, true, true);
     }
   }
 }
@@ -470,6 +491,7 @@ int main(int argc, char** argv) {
     for (const Model& m : kModels) {
       if (name != m.name) continue;
       allow_shared(gemv_kernel<bf16, 1, 16, StoreLinear>, kShared);
+      allow_shared(gemv_kernel<bf16, 1, 8, GateStore>, kShared);
       chain(d, m, pause_us, copy_rate);
     }
   }

@@ -72,6 +72,15 @@ EngineOptions to_options(const py::dict& values) {
          {"num_threads", integer("num_threads", o.num_threads)},
          {"exact", boolean("exact", o.exact)},
          {"prefault", boolean("prefault", o.prefault)},
+         {"gpu_memory_fraction",
+          [&](py::handle v) {
+            o.gpu_memory_fraction = take<double>("engine", "gpu_memory_fraction", v, kNumber);
+          }},
+         {"load_format",
+          [&](py::handle v) {
+            o.load_format = parse_load_format(take<std::string>("engine", "load_format", v, "a string"));
+          }},
+         {"dummy_seed", integer("dummy_seed", o.dummy_seed)},
          {"device", [&](py::handle v) { o.device = take<std::string>("engine", "device", v, "a string"); }},
          {"dtype", [&](py::handle v) { o.dtype = take<std::string>("engine", "dtype", v, "a string"); }},
          {"plugins", [&](py::handle v) {
@@ -192,7 +201,8 @@ void bind_engine(py::module_& m) {
            py::arg("progress") = py::none(),
            R"(Loads an artifact.
 
-options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault, plugins;
+options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault,
+load_format ("auto" or "dummy"), dummy_seed, plugins;
 what is left out is chosen from the model and the machine. progress(done, total) is called with bytes of weights;
 what it raises ends the loading.
 Raises ValueError, OSError or MemoryError.)")

@@ -13,6 +13,7 @@
 #include "runtime/available_memory.h"
 #include "runtime/cpu_model_runner.h"
 #include "runtime/device_library.h"
+#include "runtime/dummy_weights.h"
 #include "runtime/engine_backend.h"
 #include "runtime/executor.h"
 #include "runtime/plan_json.h"
@@ -47,7 +48,9 @@ class CpuBackend final : public EngineBackend {
              "[engine] dtype: expected float32 or auto on the CPU, found ", options.dtype);
     process_bytes_ = resident_memory();
     ProgramSpec program = load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins));
-    const WeightProgram weight_program = load_weight_program(artifact_dir);
+    WeightProgram weight_program = load_weight_program(artifact_dir);
+    if (options.load_format == LoadFormat::kDummy)
+      weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
     program_limits_ = find_program_limits(program);
     available_bytes_ = available_memory();
     // Options are checked before a thread is started for them.
@@ -103,7 +106,8 @@ class CpuBackend final : public EngineBackend {
         {"page_size", caches.limits.page_size},
         {"num_threads", pool_->num_threads()},
         {"exact", options_.exact},
-        {"prefault", options_.prefault}};
+        {"prefault", options_.prefault},
+        {"load_format", options_.load_format == LoadFormat::kDummy ? "dummy" : "auto"}};
     const MemoryPlan& memory = executor_->memory_plan();
     const int64_t weights = weights_.plan().resident_bytes;
     const int64_t arena = memory.arena_bytes + memory.workspace_bytes;

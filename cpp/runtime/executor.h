@@ -34,12 +34,17 @@ struct KernelChoice;
 struct InstructionSpec;
 class Kernel;
 struct KernelEntry;
+struct KernelSpec;
 
 // A device that runs a program's instructions, where that is not the host.
 class ExecutionDevice {
  public:
   virtual ~ExecutionDevice() = default;
   virtual std::span<const KernelEntry> kernels() const = 0;
+  // A kernel compiled ahead of time for this very instruction, which is preferred to those of kernels();
+  // nullptr with a reason, or without one where there is none. `path` is its index, and those of parts.
+  virtual std::unique_ptr<Kernel> make_compiled(const ChoiceContext& context, std::span<const int32_t> path,
+                                                const KernelSpec& spec, std::string* why);
   // The kernel of an `over_keys` instruction, as make_over_keys of runtime/over_keys.h.
   virtual std::unique_ptr<Kernel> make_over_keys(const ChoiceContext& context,
                                                  const InstructionSpec& instruction,

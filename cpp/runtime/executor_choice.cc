@@ -20,6 +20,7 @@ class Chooser {
 
   std::vector<ChosenKernel> choose() {
     for (size_t i = 0; i < c_.program.instructions.size(); ++i) {
+      path_.assign(1, static_cast<int32_t>(i));
       add(c_.program.instructions[i], static_cast<int32_t>(i), false);
     }
     return std::move(out_);
@@ -42,8 +43,9 @@ class Chooser {
     }
     const KernelSpec spec = make_spec(ins);
     bool known = false;
+    if (c_.options.device) add_compiled(ins, spec, &chosen);
     for (const KernelEntry& entry : c_.options.device ? c_.options.device->kernels() : kernel_table()) {
-      if (ins.op != entry.op) continue;
+      if (ins.op != entry.op || chosen.kernel) continue;
       known = true;
       std::string why;
       try {
@@ -78,7 +80,21 @@ class Chooser {
                   detail::concat(with_source(ins), "expected a kernel for ", ins.op, ", found ",
                                  known ? "none that serves it" : "none of that name", reasons));
     }
-    for (const InstructionSpec& p : ins.parts) add(p, index, true);
+    for (size_t p = 0; p < ins.parts.size(); ++p) {
+      path_.push_back(static_cast<int32_t>(p));
+      add(ins.parts[p], index, true);
+      path_.pop_back();
+    }
+  }
+
+  void add_compiled(const InstructionSpec& ins, const KernelSpec& spec, ChosenKernel* chosen) {
+    std::string why;
+    try {
+      chosen->kernel = c_.options.device->make_compiled(c_, path_, spec, &why);
+    } catch (const Error& e) {
+      throw Error(e.kind(), with_source(ins) + e.what());
+    }
+    if (!why.empty()) chosen->choice.declined.push_back(detail::concat(ins.op, ".generated: ", why));
   }
 
   KernelSpec make_spec(const InstructionSpec& ins) const {
@@ -138,10 +154,16 @@ class Chooser {
   }
 
   const ChoiceContext& c_;
+  std::vector<int32_t> path_;  // of the instruction under choice
   std::vector<ChosenKernel> out_;
 };
 
 }  // namespace
+
+std::unique_ptr<Kernel> ExecutionDevice::make_compiled(const ChoiceContext&, std::span<const int32_t>,
+                                                       const KernelSpec&, std::string*) {
+  return nullptr;
+}
 
 std::vector<ChosenKernel> choose_kernels(const ChoiceContext& context) { return Chooser(context).choose(); }
 

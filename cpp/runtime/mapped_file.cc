@@ -48,11 +48,12 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     }
     data_ = static_cast<const uint8_t*>(p);
   }
-  close(fd);
+  fd_ = fd;
 }
 
 MappedFile::~MappedFile() {
   if (data_) munmap(const_cast<uint8_t*>(data_), static_cast<size_t>(size_));
+  if (fd_ >= 0) close(fd_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
@@ -61,7 +62,19 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(fd_, other.fd_);
   return *this;
+}
+
+void MappedFile::read(int64_t offset, int64_t n, uint8_t* dst) const {
+  while (n > 0) {
+    const ssize_t got = pread(fd_, dst, static_cast<size_t>(n), offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail(path_, "read");
+    AD_CHECK(got > 0, ErrorKind::kIo, "[weights] ", path_, " became shorter than ", size_,
+             " bytes while it was read; put it back, or compile the model again");
+    offset += got, n -= got, dst += got;
+  }
 }
 
 void MappedFile::drop(int64_t begin, int64_t end) const {

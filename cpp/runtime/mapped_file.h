@@ -22,6 +22,9 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   std::span<const uint8_t> bytes() const { return {data_, static_cast<size_t>(size_)}; }
 
+  // Bytes [offset, offset + n) to dst without mapping them. Safe from several threads. Throws Error(kIo).
+  void read(int64_t offset, int64_t n, uint8_t* dst) const;
+
   // Gives the pages of [begin, end) that lie wholly inside back to the system; reading them again maps them
   // anew.
   void drop(int64_t begin, int64_t end) const;
@@ -32,6 +35,7 @@ class MappedFile {
   std::string path_;
   const uint8_t* data_ = nullptr;
   int64_t size_ = 0;
+  int fd_ = -1;
 };
 
 }  // namespace autodeploy

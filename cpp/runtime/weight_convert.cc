@@ -1,5 +1,7 @@
 #include "runtime/weight_convert.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -76,6 +78,40 @@ void each_value(Format from, const uint8_t* src, int64_t n, F&& f) {
   }
 }
 
+constexpr int64_t kPiece = 512;  // elements, a multiple of every block
+
+bool is_short_float(Format f) { return f == Format::kF32 || f == Format::kF16 || f == Format::kBF16; }
+
+// Loops without a switch in them, for the formats that large weights have.
+void to_floats(Format from, const uint8_t* src, int64_t n, float* out) {
+  if (from == Format::kF32) {
+    std::memcpy(out, src, static_cast<size_t>(n) * sizeof(float));
+  } else if (from == Format::kF16) {
+    for (int64_t i = 0; i < n; ++i) out[i] = half_to_float(load<uint16_t>(src + 2 * i));
+  } else if (from == Format::kBF16) {
+    for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_float(load<uint16_t>(src + 2 * i));
+  } else {
+    for (int64_t i = 0; i < n; i += 32, src += format_info(from).block_bytes)
+      dequantize_block(from, src, out + i);
+  }
+}
+
+void from_floats(Format to, const float* x, int64_t n, uint8_t* dst) {
+  const auto each_half = [&](auto convert) {
+    for (int64_t i = 0; i < n; ++i) {
+      const uint16_t v = convert(x[i]);
+      std::memcpy(dst + 2 * i, &v, sizeof v);
+    }
+  };
+  if (to == Format::kF32) {
+    std::memcpy(dst, x, static_cast<size_t>(n) * sizeof(float));
+  } else if (to == Format::kF16) {
+    each_half([](float v) { return float_to_half(v); });
+  } else {
+    each_half([](float v) { return float_to_bf16(v); });
+  }
+}
+
 template <class T>
 void put(uint8_t* dst, int64_t i, T v) {
   std::memcpy(dst + i * static_cast<int64_t>(sizeof(T)), &v, sizeof v);
@@ -88,11 +124,13 @@ void convert_row(Format from, const uint8_t* src, Format to, uint8_t* dst, int64
     std::memcpy(dst, src, static_cast<size_t>(format_row_bytes(from, n)));
     return;
   }
-  if (to == Format::kF32 && is_quantized(from)) {
-    for (int64_t b = 0; b < n / 32; ++b) {
-      float block[32];
-      dequantize_block(from, src + b * format_info(from).block_bytes, block);
-      std::memcpy(dst + b * 128, block, sizeof block);
+  if (is_short_float(to) && (is_short_float(from) || is_quantized(from))) {
+    const FormatInfo &source = format_info(from), &target = format_info(to);
+    std::array<float, kPiece> piece;
+    for (int64_t i = 0; i < n; i += kPiece) {
+      const int64_t count = std::min(kPiece, n - i);
+      to_floats(from, src + i / source.block_len * source.block_bytes, count, piece.data());
+      from_floats(to, piece.data(), count, dst + i * target.block_bytes);
     }
     return;
   }

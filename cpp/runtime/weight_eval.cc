@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/tensor_view.h"
+#include "kernels/cpu/dummy_rows.h"
 #include "runtime/weight_convert.h"
 
 namespace autodeploy {
@@ -150,6 +151,7 @@ struct WeightEvaluator::Node {
       return from->read_row(inner, dst);
     }
     const int64_t n = row_len_of(*e);
+    if (e->op == Op::kDummy) return write_dummy(e->fill, e->format, e->first + r * n, n, dst);
     if (e->op == Op::kCast) {
       std::vector<uint8_t> in(static_cast<size_t>(row_bytes_of(*xs[0]->e)));
       xs[0]->read_row(r, in.data());
@@ -308,6 +310,7 @@ std::unique_ptr<WeightEvaluator::Node> build(const WeightExpr& e, const WeightPr
     node->contiguous = e.data.data();
     return node;
   }
+  if (e.op == Op::kDummy) return node;
   for (const auto& x : e.xs) node->xs.push_back(build(*x, program, files, pool));
   const auto& first = *node->xs[0];
   if (e.op == Op::kReshape && first.contiguous) {

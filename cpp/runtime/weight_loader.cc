@@ -9,17 +9,12 @@
 
 #include "core/error.h"
 #include "runtime/mapped_file.h"
-#include "runtime/sha256.h"
-#include "runtime/weight_convert.h"
-#include "runtime/weight_eval.h"
+#include "runtime/weight_stream.h"
 
 namespace autodeploy {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kRowsAtOnce = 64;         // rows of a buffer while packing; a multiple of the granule
-constexpr int64_t kWindowBytes = 32 << 20;  // what is repacked before mapped pages are given back
-constexpr int64_t kFaultBytes = 64 << 10;   // that the system may map around a row that is touched
 constexpr int64_t kMaxResident = int64_t{1} << 50;
 
 int64_t aligned(int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
@@ -35,22 +30,6 @@ Format packed_format(Format f) {
   return is_quantized(f) || f == Format::kF32 || f == Format::kF16 || f == Format::kBF16 ? f : Format::kF32;
 }
 
-Format plain_format(DType t) {
-  switch (t) {
-    case DType::kF32:
-      return Format::kF32;
-    case DType::kF16:
-      return Format::kF16;
-    case DType::kBF16:
-      return Format::kBF16;
-    case DType::kI64:
-      return Format::kI64;
-    case DType::kBool:
-      return Format::kBool;
-  }
-  return Format::kF32;
-}
-
 // The segments of a weight operand in the kernels' layout, without memory.
 PackedWeight plan_packed(const WeightParam& p) {
   AD_CHECK(p.shape.size() == 2 || (p.shape.size() == 3 && p.segments.size() == 1),
@@ -64,16 +43,6 @@ PackedWeight plan_packed(const WeightParam& p) {
                                              p.shape.size() == 3 ? p.shape[1] : rows));
   }
   return w;
-}
-
-const WeightParam& find_param(const WeightProgram& weights, const ParamSpec& spec) {
-  const auto it = weights.by_name.find(spec.name);
-  AD_CHECK(it != weights.by_name.end(), ErrorKind::kInvalidArtifact, "[weights.json] expected the param ",
-           spec.name, " of program.json, found none; compile the model again");
-  const WeightParam& p = weights.params[static_cast<size_t>(it->second)];
-  AD_CHECK(p.shape == spec.shape, ErrorKind::kInvalidArtifact, "[weights.json: ", spec.name,
-           "] expected the shape ", shape_text(spec.shape), " of program.json, found ", shape_text(p.shape));
-  return p;
 }
 
 // Anonymous memory in one piece, on large pages where the system has them; filled once, then only read.
@@ -111,25 +80,6 @@ class Pool {
   int64_t bytes_ = 0, used_ = 0;
 };
 
-std::vector<MappedFile> open_sources(const WeightProgram& weights, const std::string& artifact_dir) {
-  std::vector<MappedFile> files;
-  for (const WeightSource& s : weights.sources) {
-    const std::string path = s.path.front() == '/' ? s.path : artifact_dir + "/" + s.path;
-    MappedFile file(path);
-    AD_CHECK(file.size() == s.size, ErrorKind::kInvalidArtifact, "[weights] expected ", path, " of ", s.size,
-             " bytes, as it was when the model was "
-             "compiled, found ",
-             file.size(), "; compile the model again");
-    const std::string found = sha256_hex(file.bytes().first(static_cast<size_t>(s.header_bytes)));
-    AD_CHECK(found == s.fingerprint, ErrorKind::kInvalidArtifact, "[weights] expected ", path,
-             " as it was when the model was compiled, found another "
-             "header; compile the model again");
-    file.drop(0, file.size());
-    files.push_back(std::move(file));
-  }
-  return files;
-}
-
 }  // namespace
 
 struct LoadedWeights::Impl {
@@ -156,50 +106,10 @@ const PackedWeight* LoadedWeights::packed(const std::string& name) const {
 
 const WeightPlan& LoadedWeights::plan() const { return impl_->plan; }
 
-namespace {
-
-std::vector<int32_t> tensors_of(const WeightExpr& e) {
-  std::vector<int32_t> tensors;
-  collect_tensors(e, tensors);
-  std::sort(tensors.begin(), tensors.end());
-  tensors.erase(std::unique(tensors.begin(), tensors.end()), tensors.end());
-  return tensors;
-}
-
-// Whether rows come from each tensor in the order in which they lie there.
-bool keeps_order(const WeightExpr& e) {
-  if (e.op == WeightExpr::Op::kPermute || e.op == WeightExpr::Op::kTake ||
-      (e.op == WeightExpr::Op::kSlice && e.step > 1))
-    return false;
-  return std::all_of(e.xs.begin(), e.xs.end(), [](const auto& x) { return keeps_order(*x); });
-}
-
-// Memory that loading a segment needs besides its result: what is made of cut rows, and mapped pages of the
-// files.
-int64_t segment_scratch(const WeightProgram& weights, const WeightSegment& s) {
-  const int64_t made = WeightEvaluator::scratch_bytes(*s.expr);
-  int64_t mapped = 0;
-  for (int32_t t : tensors_of(*s.expr)) mapped += weights.tensors[static_cast<size_t>(t)].nbytes;
-  if (made > 0) return made + mapped;
-  // Read in windows of rows, a tensor's in order or each with the pages around it.
-  const int64_t all = std::max<int64_t>(s.expr->numel(), 1),
-                row = s.expr->shape.empty() ? 1 : s.expr->shape.back();
-  const int64_t window =
-      std::min(all, kWindowBytes / format_info(s.format).block_bytes * format_info(s.format).block_len +
-                        kRowsAtOnce * row);
-  const int64_t share = static_cast<int64_t>(static_cast<double>(mapped) * static_cast<double>(window) /
-                                             static_cast<double>(all));
-  const int64_t places = keeps_order(*s.expr) ? 2 * static_cast<int64_t>(tensors_of(*s.expr).size())
-                                              : window / std::max<int64_t>(row, 1);
-  return std::min(mapped, share + places * kFaultBytes);
-}
-
-}  // namespace
-
 WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec> params, int num_threads) {
   WeightPlan plan;
   for (const ParamSpec& spec : params) {
-    const WeightParam& p = find_param(weights, spec);
+    const WeightParam& p = find_weight_param(weights, spec);
     ParamPlan out{p.name, 0, 0};
     int64_t scratch = 0;
     for (const WeightSegment& s : p.segments) scratch = std::max(scratch, segment_scratch(weights, s));
@@ -218,74 +128,6 @@ WeightPlan plan_weights(const WeightProgram& weights, std::span<const ParamSpec>
 }
 
 namespace {
-
-// What a segment is read from. Pages are given back while reading, so that large weights are not in memory
-// twice.
-class SegmentReader {
- public:
-  SegmentReader(const WeightSegment& s, const WeightProgram& weights, std::span<const MappedFile> files,
-                ThreadPool& pool)
-      : weights_(weights),
-        files_(files),
-        tensors_(tensors_of(*s.expr)),
-        rows_(*s.expr, weights, files, pool) {
-    if (WeightEvaluator::scratch_bytes(*s.expr) > 0) drop();  // read already
-  }
-  ~SegmentReader() { drop(); }
-  SegmentReader(const SegmentReader&) = delete;
-  SegmentReader& operator=(const SegmentReader&) = delete;
-
-  const WeightEvaluator& rows() const { return rows_; }
-  void drop() const {
-    for (int32_t t : tensors_) {
-      const StoredTensor& stored = weights_.tensors[static_cast<size_t>(t)];
-      files_[static_cast<size_t>(stored.source)].drop(stored.offset, stored.offset + stored.nbytes);
-    }
-  }
-
- private:
-  const WeightProgram& weights_;
-  std::span<const MappedFile> files_;
-  std::vector<int32_t> tensors_;
-  WeightEvaluator rows_;
-};
-
-// Calls f(first row, rows, their bytes in `format`) from several threads; no call crosses a multiple of
-// part_rows.
-template <class F>
-void stream_rows(const SegmentReader& segment, Format format, int64_t part_rows, ThreadPool& pool, F&& f) {
-  const WeightEvaluator& rows = segment.rows();
-  const int64_t parts = part_rows > 0 ? rows.rows() / part_rows : 0,
-                chunks = (part_rows + kRowsAtOnce - 1) / kRowsAtOnce;
-  const int64_t out_bytes = format_row_bytes(format, rows.row_len()),
-                grain = 1 + (1 << 20) / (kRowsAtOnce * (out_bytes + 1));
-  const auto work = [&](int64_t task, int64_t end) {
-    std::vector<uint8_t> raw(static_cast<size_t>(kRowsAtOnce * rows.row_bytes()) + 8), out;
-    if (format != rows.format()) out.resize(static_cast<size_t>(kRowsAtOnce * out_bytes));
-    for (; task < end; ++task) {
-      const int64_t first = task / chunks * part_rows + task % chunks * kRowsAtOnce;
-      const int64_t n = std::min(kRowsAtOnce, (task / chunks + 1) * part_rows - first);
-      const uint8_t* data = rows.read(first, n, raw.data());
-      if (format != rows.format()) {
-        for (int64_t i = 0; i < n; ++i)
-          convert_row(rows.format(), data + i * rows.row_bytes(), format, out.data() + i * out_bytes,
-                      rows.row_len());
-        data = out.data();
-      } else if (data != raw.data() && reinterpret_cast<uintptr_t>(data) % 4 != 0) {
-        std::memcpy(raw.data(), data,
-                    static_cast<size_t>(n * rows.row_bytes()));  // packing reads whole words
-        data = raw.data();
-      }
-      f(first, n, data);
-    }
-  };
-  const int64_t window = 1 + kWindowBytes / (kRowsAtOnce * (rows.row_bytes() + 1));
-  for (int64_t at = 0; at < parts * chunks; at += window) {
-    const int64_t count = std::min(window, parts * chunks - at);
-    pool.parallel_for(count, grain, [&](int64_t begin, int64_t end, int) { work(at + begin, at + end); });
-    segment.drop();
-  }
-}
 
 void load_packed(const WeightParam& p, const WeightProgram& weights, std::span<const MappedFile> files,
                  ThreadPool& pool, Pool& memory, PackedWeight& w) {
@@ -334,7 +176,7 @@ LoadedWeights load_weights(const WeightProgram& weights, const std::string& arti
   LoadedWeights loaded;
   LoadedWeights::Impl& impl = *loaded.impl_;
   impl.plan = plan_weights(weights, params, pool.num_threads());
-  const std::vector<MappedFile> files = open_sources(weights, artifact_dir);
+  const std::vector<MappedFile> files = open_weight_sources(weights, artifact_dir);
   impl.pool = Pool(impl.plan.resident_bytes);
   pool.begin_step();
   struct EndStep {
@@ -344,7 +186,7 @@ LoadedWeights load_weights(const WeightProgram& weights, const std::string& arti
   int64_t done = 0;
   for (size_t i = 0; i < params.size(); ++i) {
     const ParamSpec& spec = params[i];
-    const WeightParam& p = find_param(weights, spec);
+    const WeightParam& p = find_weight_param(weights, spec);
     if (spec.used_as_weight) {
       auto w = std::make_unique<PackedWeight>();
       load_packed(p, weights, files, pool, impl.pool, *w);

@@ -19,6 +19,7 @@ using program_format::Json;
 using program_format::kMaxInteger;
 using program_format::show;
 
+constexpr int64_t kMinor = 1;
 constexpr int kMaxDepth = 64;
 constexpr size_t kMaxEntries = size_t{1} << 22;
 using ExprPtr = std::shared_ptr<const WeightExpr>;
@@ -100,7 +101,7 @@ class Reader {
     if (const int64_t major = version.integer("major", 0, 1 << 20); major != 1) {
       fail("version", "major 1", std::to_string(major) + "; compile the model again with this release");
     }
-    lenient_ = version.integer("minor", 0, 1 << 20) > 0;
+    lenient_ = version.integer("minor", 0, 1 << 20) > kMinor;
     read_sources(top.array("sources", kMaxEntries));
     read_tensors(top.object("tensors", kMaxEntries));
     const Json& params = top.array("params", kMaxEntries);
@@ -143,10 +144,13 @@ class Reader {
       Fields f(j, where, lenient_);
       StoredTensor t;
       t.name = name;
-      t.source =
-          static_cast<int32_t>(f.integer("source", 0, static_cast<int64_t>(program_.sources.size()) - 1));
-      const int64_t size = program_.sources[static_cast<size_t>(t.source)].size;
-      t.offset = f.integer("offset", 0, size);
+      const bool stored = !f.get("source").is_null();
+      t.source = -1;
+      if (stored)
+        t.source =
+            static_cast<int32_t>(f.integer("source", 0, static_cast<int64_t>(program_.sources.size()) - 1));
+      const int64_t size = stored ? program_.sources[static_cast<size_t>(t.source)].size : kMaxInteger;
+      t.offset = f.integer("offset", 0, stored ? size : 0);
       t.nbytes = f.integer("nbytes", 0, size - t.offset);
       t.format = to_format(f.text("format"), where + " .format");
       t.shape = f.integers("shape", 0, kMaxInteger, kMaxDims);

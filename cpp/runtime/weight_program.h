@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/dtype.h"
+#include "kernels/dummy_value.h"
 
 namespace autodeploy {
 
@@ -22,7 +23,7 @@ struct WeightSource {
 // A tensor stored in a source; its bytes lie within the source and match its shape.
 struct StoredTensor {
   std::string name;
-  int32_t source = 0;
+  int32_t source = 0;  // -1: compiled from a configuration alone, the tensor is nowhere
   int64_t offset = 0, nbytes = 0;
   Format format = Format::kF32;
   std::vector<int64_t> shape;
@@ -42,7 +43,8 @@ struct WeightExpr {
     kUnary,
     kBinary,
     kCast,
-    kData
+    kData,
+    kDummy  // made up; not of weights.json (runtime/dummy_weights.h)
   };
   enum class Fn : uint8_t {
     kNone,
@@ -75,6 +77,8 @@ struct WeightExpr {
   std::vector<int32_t> index;                         // kTake
   double number = 0;                                  // kBinary without a second expr
   std::vector<uint8_t> data;                          // kData
+  DummyFill fill;                                     // kDummy: elements from `first` on of what it fills
+  int64_t first = 0;
 
   int64_t numel() const {
     int64_t n = 1;

@@ -9,6 +9,7 @@ transformers before any modelling module is imported. No weight is read but for 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import importlib.metadata
 import json
@@ -29,7 +30,7 @@ from .codegen.targets import NO_TARGETS, Targets
 from .codegen.triton_compile import require_triton
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .ir import ModelIR, ParamInfo
     from .transforms import Report as Steps
@@ -67,6 +68,7 @@ def compile_model(
     dump: str | None = None,
     trust_remote_code: bool = False,
     plugins: Sequence[str] = (),
+    load_format: str = "auto",
     targets: Targets = NO_TARGETS,
     kernel_cache: Path | None = None,
     report: Report = lambda text: None,
@@ -82,6 +84,8 @@ def compile_model(
         trust_remote_code: run modelling code that comes with the checkpoint.
         plugins: libraries with kernels for the author's own operators: the artifact holds their digests, and the
             runtime then refuses other ones of the same names. Nothing of them is loaded here.
+        load_format: "dummy" compiles a folder from its configuration alone. Its weights need not be there and are not
+            looked at; the artifact has none, and is served with made-up ones (load_format="dummy") only.
         targets: GPUs and activation types to compile kernels for, which needs Triton (but no GPU).
         kernel_cache: a folder that keeps compiled kernels for the next time.
         report: called with lines of progress.
@@ -89,36 +93,56 @@ def compile_model(
     Raises:
         ValueError: the model cannot be compiled or the artifact cannot be written; the message says what to do.
     """
+    check_load_format(load_format)
+    if pack and load_format == "dummy":
+        raise ValueError("[compile] --pack puts weights into the artifact, and load_format dummy leaves them out")
     if targets.archs:
         require_triton()
-    found = resolve_source(source, revision=revision, trust_remote_code=trust_remote_code, report=report)
-    compiled = build(found, dump=dump, report=report)
+    found = resolve_source(
+        source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        weights=load_format == "auto",
+        report=report,
+    )
+    compiled = build(found, dump=dump, load_format=load_format, report=report)
     if plugins:
         compiled.program.metadata["plugins"] = {Path(p).name: _digest(Path(p)) for p in plugins}
     write(compiled, out, pack=pack, targets=targets, kernel_cache=kernel_cache, report=report)
     return compiled
 
 
-def build(source: Source, *, dump: str | None = None, report: Report = lambda text: None) -> Compiled:
+def build(
+    source: Source, *, dump: str | None = None, load_format: str = "auto", report: Report = lambda text: None
+) -> Compiled:
     """Everything but writing: the Program and the weight program of a model. Raises ValueError."""
     from .capture.capture import capture
     from .lowering.lower import lower
     from .transforms import run_pipeline
+    from .weights.absent import derive_absent
+    from .weights.checkpoint import Checkpoint
     from .weights.derive import Derivation, derive
     from .weights.link import link
     from .weights.unused import describe
 
     if source.kind == "artifact":
         raise ValueError(f"[compile] expected a model, found the artifact {source.path}: it is compiled already")
-    derivations: list[Derivation] = []
+    derivations: list[tuple[Derivation, Checkpoint]] = []
+    config, said = source.config, list[str]()
+    absent = load_format == "dummy" and source.kind == "folder"  # a .gguf file is configuration and weights in one
+    if absent:
+        config = _without_quantization(config, said)
 
     def on_model(model: PreTrainedModel) -> None:
-        report("reading the headers of the checkpoint")
-        derivations.append(derive(model, source.checkpoint))
+        if absent:
+            derivations.append(derive_absent(model, _weight_format(source.config), source.path))
+        else:
+            report("reading the headers of the checkpoint")
+            derivations.append((derive(model, source.checkpoint), source.checkpoint))
         report("capturing the model")
 
     report("building the model without its weights")
-    ir = capture(source.config, trust_remote_code=source.trust_remote_code, on_model=on_model)
+    ir = capture(config, trust_remote_code=source.trust_remote_code, on_model=on_model)
     report("transforming the graph")
     steps = run_pipeline(ir, dump)
     explain = ir.metadata.pop("explain")
@@ -127,9 +151,35 @@ def build(source: Source, *, dump: str | None = None, report: Report = lambda te
     validate(program)
     wanted = {p.name: p for p in _wanted(ir)}
     constants = {key: (_FORMATS[c.dtype], c.value.contiguous().numpy()) for key, c in ir.constants.items()}
-    weights, content = link([wanted[p.name] for p in program.params], constants, derivations[0], source.checkpoint)
-    notes = list(ir.report) + ([describe(weights.unused)] if weights.unused else [])
+    weights, content = link([wanted[p.name] for p in program.params], constants, *derivations[0])
+    if absent:
+        weights.notes.append("compiled from the configuration alone: weights are made up when they are loaded")
+    notes = said + list(ir.report) + ([describe(weights.unused)] if weights.unused else [])
     return Compiled(source, program, weights, content, explain, notes, steps)
+
+
+def _without_quantization(config: PretrainedConfig, said: list[str]) -> PretrainedConfig:
+    """The configuration of the same model with weights of a plain type, and a note where that makes a difference."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return config
+    config = copy.deepcopy(config)
+    del config.quantization_config
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+    said.append(f"[compile] quantization_config ({method}) is left out: made-up weights are {_weight_format(config)}")
+    return config
+
+
+def _weight_format(config: PretrainedConfig) -> str:
+    """The format that a checkpoint of this configuration would have; bfloat16 where it does not say."""
+    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return {"float32": "f32", "float16": "f16"}.get(str(dtype).removeprefix("torch."), "bf16")
+
+
+def check_load_format(load_format: str) -> None:
+    """Raises ValueError for what is neither "auto" nor "dummy"."""
+    if load_format not in ("auto", "dummy"):
+        raise ValueError(f"[compile] load_format: expected auto or dummy, found {load_format!r}")
 
 
 def _wanted(ir: ModelIR) -> Iterator[ParamInfo]:
@@ -165,6 +215,8 @@ def write(
         show = _percent(report)
         files[PACKED_WEIGHTS] = lambda path: write_packed(weights, packed, header, path.parent, path, show)
     options: dict[str, Any] = {"pack": pack}
+    if any(t.source is None for t in weights.tensors.values()):
+        options["load_format"] = "dummy"
     made = None
     if targets.archs:
         options |= {"targets": [f"cuda:{arch}" for arch in targets.archs], "acts": list(targets.acts)}
@@ -219,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pack", action="store_true")
     parser.add_argument("--dump")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--load-format", choices=("auto", "dummy"), default="auto")
     args = parser.parse_args(arguments)
     begin = time.monotonic()
 
@@ -232,6 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
             pack=args.pack,
             dump=args.dump,
             trust_remote_code=args.trust_remote_code,
+            load_format=args.load_format,
             report=report,
         )
     except ValueError as error:

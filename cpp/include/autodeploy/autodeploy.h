@@ -48,6 +48,11 @@ typedef enum autodeploy_finish_reason {
   AUTODEPLOY_FINISH_ERROR = 4
 } autodeploy_finish_reason;
 
+typedef enum autodeploy_load_format {
+  AUTODEPLOY_LOAD_AUTO = 0, /* weights of the checkpoint, or of an artifact that holds them */
+  AUTODEPLOY_LOAD_DUMMY = 1 /* made-up weights: no checkpoint is read, none needs to be there */
+} autodeploy_load_format;
+
 typedef struct autodeploy_engine autodeploy_engine;
 typedef struct autodeploy_outputs autodeploy_outputs; /* what one step brought */
 
@@ -70,8 +75,11 @@ typedef struct autodeploy_engine_options {
   void* progress_user_data;
   const char* const* plugins; /* [num_plugins] libraries with kernels for an author's operators (plugin.h) */
   size_t num_plugins;
-  const char* device; /* "cpu" (default), "cuda" or "cuda:N"; NULL: the default */
+  int32_t load_format; /* an autodeploy_load_format */
+  uint64_t dummy_seed; /* of AUTODEPLOY_LOAD_DUMMY: the same seed makes the same weights */
+  const char* device;  /* "cpu" (default), "cuda" or "cuda:N"; NULL: the default */
   const char* dtype; /* of activations: "auto" (default), "float32"; on a GPU "bfloat16" and "float16", too */
+  double gpu_memory_fraction; /* of a GPU's memory that may be in use, by anybody, with this engine: 0.9 */
 } autodeploy_engine_options;
 
 /* Arrays need to stay valid during autodeploy_engine_add_request only. */

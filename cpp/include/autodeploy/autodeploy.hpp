@@ -50,6 +50,9 @@ struct Options {
   std::int64_t max_seq_len = 0, max_num_seqs = 0, max_batch_tokens = 0, cache_bytes = 0;
   std::int32_t page_size = 0, num_threads = 0;
   bool exact = false, prefault = false;
+  autodeploy_load_format load_format = AUTODEPLOY_LOAD_AUTO;
+  std::uint64_t dummy_seed = 0;
+  double gpu_memory_fraction = 0;
   std::string device, dtype;  // empty: the defaults
   // (done, total) bytes of weights; returns false to give up. May throw, which gives up too.
   std::function<bool(std::int64_t, std::int64_t)> progress;
@@ -255,6 +258,9 @@ class Engine {
     o.num_threads = options.num_threads;
     o.exact = options.exact;
     o.prefault = options.prefault;
+    o.load_format = options.load_format;
+    o.dummy_seed = options.dummy_seed;
+    o.gpu_memory_fraction = options.gpu_memory_fraction;
     if (!options.device.empty()) o.device = options.device.c_str();
     if (!options.dtype.empty()) o.dtype = options.dtype.c_str();
     Progress progress{&options.progress, nullptr};

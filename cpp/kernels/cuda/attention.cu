@@ -65,7 +65,7 @@ AD_DEVICE void append_rows(const FloatView& from, const PagedComponent& to, cons
   for (int i = static_cast<int>(threadIdx.x); i < heads * width; i += kThreads) {
     const int head = i / width, c = i % width;
     const int64_t at = token * from.stride[0] + head * from.stride[1] + c;
-    store_act<T>(to.row(pages, head, place), to.dtype, c, load_act<T>(from.data, from.dtype, at));
+    store_common<T>(to.row(pages, head, place), to.dtype, c, load_common<T>(from.data, from.dtype, at));
   }
 }
 
@@ -233,7 +233,7 @@ AD_DEVICE void multiply_key(const AttentionArgs& a, const uint8_t* key, const fl
     }
   }
   for (int c = 0; c < a.key_len; ++c) {
-    const float k = load_act<T>(key, a.k.dtype, c);
+    const float k = load_common<T>(key, a.k.dtype, c);
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) dots[h] += q[h * stride + c] * k;
   }
@@ -257,7 +257,7 @@ AD_DEVICE void load_run(const AttentionArgs& a, const uint8_t* row, int channel,
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i)
-    x[i] = channel + i < a.value_len ? load_act<T>(row, a.v.dtype, channel + i) : 0.0f;
+    x[i] = channel + i < a.value_len ? load_common<T>(row, a.v.dtype, channel + i) : 0.0f;
 }
 
 template <class T, int kHeads>
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArgs a) {
   for (int i = thread; i < kHeads * a.key_len; i += kThreads) {
     const int h = i / a.key_len, c = i % a.key_len;
     const int64_t at = token * a.q.stride[0] + (first_head + h) * a.q.stride[1] + c;
-    queries[h * stride + c] = h < heads ? load_act<T>(a.q.data, a.q.dtype, at) * a.scale : 0.0f;
+    queries[h * stride + c] = h < heads ? load_common<T>(a.q.data, a.q.dtype, at) * a.scale : 0.0f;
   }
   __syncthreads();
 
@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(AttentionArgs a) {
       float value = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) value += share[w] * part[w * kHeads * kPart + 2 + c];
-      store_act<T>(a.out.data, a.out.dtype, at + c, value * inverse);
+      store_common<T>(a.out.data, a.out.dtype, at + c, value * inverse);
     }
   }
 }

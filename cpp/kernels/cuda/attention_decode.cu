@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/paged_tile.h"
+#include "kernels/cuda/processors.h"
 
 namespace autodeploy::cuda {
 namespace {
@@ -542,7 +543,7 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
 int decode_blocks(int key_len, int value_len) {
   int per_sm = 1;
   dispatch_widths(key_len, value_len, [&](auto k, auto v) { per_sm = DecodeShape<k, v>::kBlocksPerSm; });
-  return per_sm * multiprocessors();
+  return per_sm * num_multiprocessors();
 }
 
 int64_t decode_partial_floats(int blocks, int value_len, int group) {

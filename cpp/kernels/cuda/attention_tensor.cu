@@ -10,18 +10,6 @@
 
 namespace autodeploy::cuda {
 
-int multiprocessors() {
-#ifdef AUTODEPLOY_SIMT_EMULATION
-  return 4;
-#else
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
-    (void)cudaGetLastError();
-  return std::max(count, 1);
-#endif
-}
-
 bool serves_widths(int key_len, int value_len) {
   return dispatch_widths(key_len, value_len, [](auto, auto) {});
 }

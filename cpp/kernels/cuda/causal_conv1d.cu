@@ -25,8 +25,8 @@ struct ConvArgs {
 // What stood in a channel at token `at` of a sequence's step, one of its `start`; before 0: in its state.
 template <class T>
 AD_DEVICE float history(const ConvArgs& a, const void* state, int64_t start, int64_t at, int64_t c) {
-  if (at >= 0) return load_act<T>(a.x, start + at, c);
-  return state ? load_act<T>(state, a.state_dtype, (a.taps - 1 + at) * a.channels + c) : 0.0f;
+  if (at >= 0) return load_common<T>(a.x, start + at, c);
+  return state ? load_common<T>(state, a.state_dtype, (a.taps - 1 + at) * a.channels + c) : 0.0f;
 }
 
 template <class T>
@@ -35,7 +35,7 @@ AD_DEVICE void convolve(const ConvArgs& a, const void* state, int64_t start, int
 #pragma unroll 4
   for (int k = 0; k < a.taps; ++k)
     sum += a.weight.at(c, k) * history<T>(a, state, start, at - (a.taps - 1) + k, c);
-  store_act<T>(a.y, start + at, c, a.silu ? sum / (1.0f + expf(-sum)) : sum);
+  store_common<T>(a.y, start + at, c, a.silu ? sum / (1.0f + expf(-sum)) : sum);
 }
 
 template <class T>
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kThreads) sequence_kernel(ConvArgs a, bool res
   // Rows move towards the front, so one is read before it is overwritten.
   const int width = a.taps - 1;
   for (int i = 0; i < width; ++i)
-    store_act<T>(state, a.state_dtype, i * a.channels + c,
-                history<T>(a, earlier, start, tokens - width + i, c));
+    store_common<T>(state, a.state_dtype, i * a.channels + c,
+                    history<T>(a, earlier, start, tokens - width + i, c));
 }
 
 struct ConvState {

@@ -55,7 +55,7 @@ struct FloatView {
 struct AnyFloat {};
 
 template <class T>
-AD_DEVICE float load_act(const void* data, DType dtype, int64_t i) {
+AD_DEVICE float load_common(const void* data, DType dtype, int64_t i) {
   if constexpr (std::is_same_v<T, AnyFloat>) {
     return load_float(data, dtype, i);
   } else {
@@ -63,7 +63,7 @@ AD_DEVICE float load_act(const void* data, DType dtype, int64_t i) {
   }
 }
 template <class T>
-AD_DEVICE void store_act(void* data, DType dtype, int64_t i, float v) {
+AD_DEVICE void store_common(void* data, DType dtype, int64_t i, float v) {
   if constexpr (std::is_same_v<T, AnyFloat>) {
     store_float(data, dtype, i, v);
   } else {
@@ -71,12 +71,12 @@ AD_DEVICE void store_act(void* data, DType dtype, int64_t i, float v) {
   }
 }
 template <class T>
-AD_DEVICE float load_act(const FloatView& x, int64_t i, int64_t j) {
-  return load_act<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1]);
+AD_DEVICE float load_common(const FloatView& x, int64_t i, int64_t j) {
+  return load_common<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1]);
 }
 template <class T>
-AD_DEVICE void store_act(const FloatView& x, int64_t i, int64_t j, float v) {
-  store_act<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1], v);
+AD_DEVICE void store_common(const FloatView& x, int64_t i, int64_t j, float v) {
+  store_common<T>(x.data, x.dtype, i * x.stride[0] + j * x.stride[1], v);
 }
 
 // The dtype of all of the operands, which are floats; none where they differ.

@@ -1,10 +1,10 @@
 #include "kernels/cuda/linear_choice.h"
 
-#include <algorithm>
-
 namespace autodeploy::cuda {
 
-SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices,
+bool can_stage_rows(int64_t rows, int64_t cols) { return rows * (cols + 96) * 2 <= (72 << 10); }
+
+SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices, bool norm,
                                       int processors) {
   SmallLinearChoice c;
   c.l2_bytes = 96 << 10;
@@ -16,10 +16,9 @@ SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t output
     return c;
   }
   c.tensor_cores = true;
-  // More rows of the weights in a unit, where there are many, spare reads of x.
-  c.octets = slices == 1 && outputs / 32 >= 4 * int64_t{processors} ? 4 : std::max(2, slices);
-  // What it takes is taken from the next kernel's queue.
-  c.staged = rows * (cols + 96) * 2 <= (72 << 10);
+  // More rows of the weights in a unit spare reads of x, where there are units enough even so.
+  c.octets = outputs * slices / 32 >= 4 * int64_t{processors} ? 4 : 2;
+  c.staged = norm || can_stage_rows(rows, cols);
   return c;
 }
 

@@ -10,14 +10,19 @@ constexpr int kMaxSmallRows = 16;
 struct SmallLinearChoice {
   bool tensor_cores = false;  // mma_kernel, else gemv_kernel
   bool staged = false;        // mma_kernel: x lies in shared memory
-  int octets = 2;             // mma_kernel: octets of rows of the weights in a unit
+  int octets = 2;             // mma_kernel: octets of rows of the weights in a unit, 2 or 4
   int warps = 8, warps_k = 1;
   int blocks_per_processor = 1;
   int l2_bytes = 0;
 };
 
-// For `rows` of x (1 to kMaxSmallRows), `cols` elements each, and `outputs` with `slices` products each.
-SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices,
+// Whether so many rows of x have room in the shared memory of a block, beside its queues and those of the
+// next kernel.
+bool can_stage_rows(int64_t rows, int64_t cols);
+
+// For `rows` of x (1 to kMaxSmallRows), `cols` elements each, which the kernel has to norm if `norm`, and
+// `outputs` with `slices` products each.
+SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices, bool norm,
                                       int processors);
 
 }  // namespace autodeploy::cuda

@@ -4,22 +4,12 @@
 #include <string>
 
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/linear_fast.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/processors.h"
 
 namespace autodeploy::cuda {
 namespace {
-
-bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-// Whether rows of a view begin at 16-byte boundaries; elements of 2 bytes.
-bool rows_aligned_16(const DeviceRows& rows) {
-  if (!aligned_16(rows.data)) return false;
-  for (int d = 0; d < rows.dims; ++d) {
-    if (rows.shape[d] > 1 && rows.stride[d] % 8 != 0) return false;
-  }
-  return true;
-}
 
 class FastLinear final : public Kernel {
  public:
@@ -54,7 +44,7 @@ class FastLinear final : public Kernel {
     for (int64_t from = 0; from < m; from += kMaxSmallRows) {
       a.first_row = static_cast<int32_t>(from);
       a.rows = static_cast<int32_t>(std::min<int64_t>(m - from, kMaxSmallRows));
-      run_small_linear(dtype_, a, processors_, stream);
+      run_small_linear(dtype_, a, StoreLinear{}, processors_, stream);
     }
   }
 
@@ -102,7 +92,7 @@ std::unique_ptr<Kernel> make_linear_fast(const KernelSpec& spec, std::string* wh
     *why = "the weights are no param that begins at a 16-byte boundary";
     return nullptr;
   }
-  if (!prepare_small_linear()) {
+  if (!prepare_small_linear<StoreLinear>()) {
     *why = "the device has too little shared memory";
     return nullptr;
   }

@@ -31,14 +31,14 @@ __global__ void __launch_bounds__(kThreads) linear_scan_kernel(LinearScanArgs a)
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       const bool there = first + t < stop;
-      x[t] = there ? load_act<T>(a.x, first + t, c) : 0.0f;
-      keep[t] = there ? load_act<T>(a.a, first + t, c) : 0.0f;
+      x[t] = there ? load_common<T>(a.x, first + t, c) : 0.0f;
+      keep[t] = there ? load_common<T>(a.a, first + t, c) : 0.0f;
     }
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       if (first + t >= stop) break;
       h = keep[t] * h + x[t];
-      store_act<T>(a.y, first + t, c, h);
+      store_common<T>(a.y, first + t, c, h);
     }
   }
   *state = h;

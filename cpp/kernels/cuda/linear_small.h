@@ -1,7 +1,6 @@
-// linear for 1 to kMaxSmallRows rows (linear_small_kernel.h), by the type of its elements.
+// linear for 1 to kMaxSmallRows rows (linear_small_kernel.h), by the type of its elements and what follows
+// it.
 #pragma once
-
-#include <string>
 
 #include "core/dtype.h"
 #include "kernels/cuda/linear_choice.h"
@@ -9,10 +8,28 @@
 
 namespace autodeploy::cuda {
 
+// Defined for StoreLinear, and for the epilogues of linear_epilogue.h.
+
 // Once, before the first run: false where the device has too little shared memory.
+template <class Epilogue>
 bool prepare_small_linear();
 
-// Rows beyond 1 .. kMaxSmallRows are not served. Launch shape by choose_small_linear().
-void run_small_linear(DType dtype, const SmallLinearArgs& args, int processors, Stream stream);
+// args.rows is 1 to kMaxSmallRows, and norms() where args.norm is on. Launch shape by choose_small_linear().
+template <class Epilogue>
+void run_small_linear(DType dtype, const SmallLinearArgs& args, const Epilogue& epilogue, int processors,
+                      Stream stream);
+
+// Whether so many rows can be normed by the kernel that multiplies them.
+bool small_linear_norms(int64_t rows, int64_t cols);
+
+inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+// Whether rows of a view begin at 16-byte boundaries; elements of 2 bytes.
+inline bool rows_aligned_16(const DeviceRows& rows) {
+  if (!aligned_16(rows.data)) return false;
+  for (int d = 0; d < rows.dims; ++d) {
+    if (rows.shape[d] > 1 && rows.stride[d] % 8 != 0) return false;
+  }
+  return true;
+}
 
 }  // namespace autodeploy::cuda

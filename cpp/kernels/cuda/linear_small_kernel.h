@@ -11,14 +11,28 @@
 // Every sum is taken in an order that depends on the launch's shape alone.
 #pragma once
 
-#include "kernels/cuda/async_copy.h"
+#include "kernels/cuda/mma.h"
+#include "kernels/cuda/prefetch.h"
 #include "kernels/cuda/spec.h"
-#include "kernels/cuda/tensor_core.h"
 
 namespace autodeploy::cuda {
 
 constexpr int kMaxSlices = 4;
 constexpr int kMaxLinearWarps = 16;
+
+constexpr int kMaxNormRows = 4;
+
+// x is normed (rms_norm) before it is multiplied, and a residual added to it before that: by every block for
+// itself, into its shared memory, while its first weights are on their way. That repeats the norm as often as
+// there are blocks, but for a few rows it costs less than a kernel of its own and the gap between kernels;
+// each block stores its share of the sum and of the normed rows where they are asked for. They must not lie
+// in x's or the residual's memory, which other blocks may still read.
+struct NormPrologue {
+  bool on = false, weight_f32 = false;
+  DeviceRows residual, sum, normed;  // data is nullptr where there is none
+  const void* weight = nullptr;      // or nullptr; 16-byte aligned
+  float eps = 0, offset = 0;         // y = xhat * (offset + weight)
+};
 
 // Output j of a row is made of the products with kSlices rows of the weights, slice_offset[s] + j *
 // slice_stride; a plain linear has one slice with offset 0 and stride 1.
@@ -32,7 +46,8 @@ struct SmallLinearArgs {
   int32_t warps_k = 1;   // warps that share the inner dimension of a unit (gemv_kernel)
   int32_t l2_bytes = 0;  // of each slice of a block's weights that are brought to the second-level cache
   int32_t slice_offset[kMaxSlices] = {}, slice_stride = 1;
-  bool bias_f32 = false, x_aligned = false;  // rows of x begin at 16-byte boundaries
+  bool bias_f32 = false, x_aligned = false;  // rows of x (and of what `norm` has) begin at 16-byte boundaries
+  NormPrologue norm;                         // at most kMaxNormRows rows; mma_kernel: staged
 };
 
 // What becomes of the products: `values` are those of output j of row m, bias added, not rounded.
@@ -93,6 +108,143 @@ AD_DEVICE void stage_rows(T* shared, const SmallLinearArgs& a, int padded, int p
   }
 }
 
+template <class T>
+AD_DEVICE uint4 pack_8(const float (&x)[8]) {
+  T some[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) some[i] = from_float<T>(x[i]);
+  uint4 bits;
+  memcpy(static_cast<void*>(&bits), some, sizeof(bits));
+  return bits;
+}
+
+// 8 factors of a norm's weight: offset + weight, from what load_norm_weight() gave.
+struct NormWeight {
+  uint4 low, high;  // f32 takes both
+};
+template <class T>
+AD_DEVICE NormWeight load_norm_weight(const SmallLinearArgs& a, int col) {
+  NormWeight w = {};
+  if (!a.norm.weight || col >= a.cols) return w;
+  if (a.norm.weight_f32) {
+    const uint4* at = reinterpret_cast<const uint4*>(static_cast<const float*>(a.norm.weight) + col);
+    w.low = at[0], w.high = at[1];
+  } else {
+    w.low = *reinterpret_cast<const uint4*>(static_cast<const T*>(a.norm.weight) + col);
+  }
+  return w;
+}
+template <class T>
+AD_DEVICE void norm_factors(const SmallLinearArgs& a, const NormWeight& w, float (&factor)[8]) {
+  if (!a.norm.weight) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) factor[i] = 1.0f;
+    return;
+  }
+  if (a.norm.weight_f32) {
+    const uint32_t bits[8] = {w.low.x, w.low.y, w.low.z, w.low.w, w.high.x, w.high.y, w.high.z, w.high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) factor[i] = __uint_as_float(bits[i]);
+  } else {
+    unpack_8<T>(w.low, factor);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) factor[i] += a.norm.offset;
+}
+
+// stage_rows() with the norm. `partial` has kMaxNormRows floats for each warp. A thread takes two pieces of 8
+// elements at a time, so that their loads overlap.
+template <class T>
+AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, int padded, int pitch) {
+  const NormPrologue& n = a.norm;
+  const int pieces = padded / 8, threads = static_cast<int>(blockDim.x),
+            first = static_cast<int>(threadIdx.x);
+  const int lane = first % kWarpSize, warp = first / kWarpSize;
+  const auto mine_to_store = [&](int piece) {
+    return static_cast<unsigned>(piece) % gridDim.x == blockIdx.x && piece * 8 < a.cols;
+  };
+  NormWeight held[2];  // of the first two pieces
+#pragma unroll
+  for (int u = 0; u < 2; ++u) held[u] = load_norm_weight<T>(a, (first + u * threads) * 8);
+  float squares[kMaxNormRows] = {};
+#pragma unroll
+  for (int m = 0; m < kMaxNormRows; ++m) {
+    if (m >= a.rows) break;
+    const T* x_row = a.x.row<const T>(a.first_row + m);
+    const T* r_row = n.residual.data ? n.residual.row<const T>(a.first_row + m) : nullptr;
+    T* sum_row = n.sum.data ? n.sum.row<T>(a.first_row + m) : nullptr;
+    for (int piece = first; piece < pieces; piece += 2 * threads) {
+      uint4 bits[2], residual[2] = {};
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int col = (piece + u * threads) * 8;
+        bits[u] = load_8(x_row, col, a.cols, a.x_aligned);
+        if (r_row) residual[u] = load_8(r_row, col, a.cols, a.x_aligned);
+      }
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int mine = piece + u * threads;
+        if (mine >= pieces) break;
+        float x[8];
+        unpack_8<T>(bits[u], x);
+        if (r_row) {
+          float r[8];
+          unpack_8<T>(residual[u], r);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) x[i] += r[i];
+          bits[u] = pack_8<T>(x);
+          unpack_8<T>(bits[u], x);  // the rounded sum is what is normed
+          if (sum_row && mine_to_store(mine)) *reinterpret_cast<uint4*>(sum_row + mine * 8) = bits[u];
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) squares[m] = fmaf(x[i], x[i], squares[m]);
+        *reinterpret_cast<uint4*>(shared + m * pitch + mine * 8) = bits[u];
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kMaxNormRows; ++m) {
+    squares[m] = warp_sum(squares[m]);
+    if (lane == 0) partial[warp * kMaxNormRows + m] = squares[m];
+  }
+  __syncthreads();
+  float scale[kMaxNormRows];
+#pragma unroll
+  for (int m = 0; m < kMaxNormRows; ++m) {
+    float sum = 0;
+    for (int w = 0; w < threads / kWarpSize; ++w) sum += partial[w * kMaxNormRows + m];
+    scale[m] = 1.0f / sqrtf(sum / static_cast<float>(a.cols) + n.eps);
+  }
+  // Each thread goes over what it wrote.
+  const auto scale_piece = [&](int piece, const NormWeight& w) {
+    float factor[8];
+    norm_factors<T>(a, w, factor);
+#pragma unroll
+    for (int m = 0; m < kMaxNormRows; ++m) {
+      if (m >= a.rows) break;
+      uint4* at = reinterpret_cast<uint4*>(shared + m * pitch + piece * 8);
+      float x[8];
+      unpack_8<T>(*at, x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] = x[i] * scale[m] * factor[i];
+      *at = pack_8<T>(x);
+      if (n.normed.data && mine_to_store(piece))
+        *reinterpret_cast<uint4*>(n.normed.row<T>(a.first_row + m) + piece * 8) = *at;
+    }
+  };
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    if (first + u * threads < pieces) scale_piece(first + u * threads, held[u]);
+  }
+  for (int piece = first + 2 * threads; piece < pieces; piece += threads)
+    scale_piece(piece, load_norm_weight<T>(a, piece * 8));
+}
+
+AD_DEVICE void prefetch_norm_weight(const SmallLinearArgs& a) {
+  if (a.norm.on && a.norm.weight && threadIdx.x == 0)
+    prefetch_l2(a.norm.weight, static_cast<uint32_t>(a.cols) * (a.norm.weight_f32 ? 4u : 2u));
+}
+
 AD_DEVICE float bias_of(const SmallLinearArgs& a, int row, TypeTag<bf16>) {
   return a.bias_f32 ? static_cast<const float*>(a.bias)[row]
                     : to_float(static_cast<const bf16*>(a.bias)[row]);
@@ -150,6 +302,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
     gemv_kernel(SmallLinearArgs a, Epilogue epilogue) {
   constexpr int kSlices = Epilogue::kSlices, kRows = kOutputs * kSlices;
   AD_DYNAMIC_SHARED(uint8_t, shared);
+  __shared__ float norm_partial[kMaxLinearWarps * kMaxNormRows];
   let_next_start();
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize,
             warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -181,7 +334,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
       const bool valid = col < a.cols;
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
-        copy_16_async(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid);
+        copy_async_16(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid);
       next_chunk += a.warps_k;
       if (next_chunk >= chunks) {
         next_chunk = part;
@@ -194,12 +347,16 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
   find_rows();
 #pragma unroll 1
   for (int s = 0; s < kStages; ++s) fetch(s);
+  prefetch_norm_weight(a);
   prefetch_weights<T, kSlices>(
       a, min(first * kOutputs, a.outputs), min(last * kOutputs, a.outputs),
       static_cast<int64_t>(warps) * kStages * kOutputs * kGemvChunk * static_cast<int64_t>(sizeof(T)));
 
   wait_for_previous();
-  stage_rows(x, a, chunks * kGemvChunk, 0);
+  if (a.norm.on)
+    norm_rows(x, norm_partial, a, chunks * kGemvChunk, 0);
+  else
+    stage_rows(x, a, chunks * kGemvChunk, 0);
   __syncthreads();
 
   int slot = 0, parity = 0;
@@ -275,15 +432,17 @@ size_t mma_shared(int cols, int rows, int warps) {
 }
 
 // A unit is kOctets octets of rows of the weights: 8 outputs from each kSlices of them. All warps share it,
-// chunk by chunk of the inner dimension. The weights are the b operand of mma, x is a: a lane's 16 bytes are
-// k 8t .. 8t+7 of a row of weights, and of a row of x, which two products take in halves. x lies in shared
-// memory (kStaged), or is read where it is, through the first-level cache.
+// chunk by chunk of the inner dimension. The weights are b of mma_16x8x16(), x is a; its inner dimension may
+// be in any order that both share: a lane's 16 bytes are k 8t .. 8t+7 of a row of weights, and of a row of x,
+// which two products take in halves. x lies in shared memory (kStaged), or is read where it is, through the
+// first-level cache.
 template <class T, int kOctets, int kRowGroups, int kStages, bool kStaged, class Epilogue>
 __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
     mma_kernel(SmallLinearArgs a, Epilogue epilogue) {
   constexpr int kSlices = Epilogue::kSlices, kOutputs = kOctets / kSlices * 8, kTiles = (kRowGroups + 1) / 2;
   static_assert(kOctets % kSlices == 0);
   AD_DYNAMIC_SHARED(uint8_t, shared);
+  __shared__ float norm_partial[kMaxLinearWarps * kMaxNormRows];
   let_next_start();
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize,
             warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -317,7 +476,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
         const bool valid = col < a.cols;
 #pragma unroll
         for (int q = 0; q < kOctets; ++q)
-          copy_16_async(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
+          copy_async_16(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
                         valid);
       }
       next_chunk += warps;
@@ -332,12 +491,16 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
   find_rows();
 #pragma unroll 1
   for (int s = 0; s < kStages; ++s) fetch(s);
+  prefetch_norm_weight(a);
   prefetch_weights<T, kSlices>(a, min(first * kOutputs, a.outputs), min(last * kOutputs, a.outputs),
                                int64_t{kOutputs} * a.cols * static_cast<int64_t>(sizeof(T)));
 
   wait_for_previous();
   if constexpr (kStaged) {
-    stage_rows(x, a, chunks * kMmaChunk, pitch);
+    if (a.norm.on)
+      norm_rows(x, norm_partial, a, chunks * kMmaChunk, pitch);
+    else
+      stage_rows(x, a, chunks * kMmaChunk, pitch);
     __syncthreads();
   }
   // Rows of x beyond the last repeat it; nothing is made of their results.
@@ -377,8 +540,8 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 #pragma unroll
           for (int tile = 0; tile < kTiles; ++tile) {
             const uint4 &low = xs[2 * tile], &high = xs[2 * tile + 1];
-            mma_16x8x16<T>(acc[q][tile], low.x, high.x, low.y, high.y, w[h][q].x, w[h][q].y);
-            mma_16x8x16<T>(acc[q][tile], low.z, high.z, low.w, high.w, w[h][q].z, w[h][q].w);
+            mma_16x8x16<T>(acc[q][tile], {low.x, high.x, low.y, high.y}, {w[h][q].x, w[h][q].y});
+            mma_16x8x16<T>(acc[q][tile], {low.z, high.z, low.w, high.w}, {w[h][q].z, w[h][q].w});
           }
         }
       }

@@ -63,8 +63,6 @@ constexpr int kMaxDecodeSeqs = 2500;  // what shared memory has room for
 // Whether keys and values of these widths have kernels.
 bool serves_widths(int key_len, int value_len);
 
-int multiprocessors();
-
 // Memory of the device that was zeros at first. Throws Error(kOutOfMemory).
 class ZeroedMemory {
  public:

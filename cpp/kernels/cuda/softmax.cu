@@ -15,14 +15,14 @@ struct SoftmaxArgs {
 };
 
 template <class T>
-AD_DEVICE float load_element(const DeviceLines& l, int64_t at) {
+AD_DEVICE float load_of_line(const DeviceLines& l, int64_t at) {
   if constexpr (std::is_void_v<T>)
     return load_float(l.rows.data, l.dtype, at);
   else
     return to_float(static_cast<const T*>(l.rows.data)[at]);
 }
 template <class T>
-AD_DEVICE void store_element(const DeviceLines& l, int64_t at, float v) {
+AD_DEVICE void store_of_line(const DeviceLines& l, int64_t at, float v) {
   if constexpr (std::is_void_v<T>)
     store_float(l.rows.data, l.dtype, at, v);
   else
@@ -53,15 +53,15 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(SoftmaxArgs a) {
   if (line >= a.x.rows.rows) return;  // whole warps; with kBlock there is none
   const int64_t x = a.x.rows.offset(line), y = a.y.rows.offset(line), n = a.x.len;
   float top = -INFINITY;  // passes over NaN, which the sum meets
-  for (int64_t i = lane; i < n; i += kLanes) top = fmaxf(top, load_element<T>(a.x, x + i * a.x.stride));
+  for (int64_t i = lane; i < n; i += kLanes) top = fmaxf(top, load_of_line<T>(a.x, x + i * a.x.stride));
   top = kBlock ? block_max(top, shared) : warp_max(top);
   float sum = 0;
-  for (int64_t i = lane; i < n; i += kLanes) sum += expf(load_element<T>(a.x, x + i * a.x.stride) - top);
+  for (int64_t i = lane; i < n; i += kLanes) sum += expf(load_of_line<T>(a.x, x + i * a.x.stride) - top);
   sum = kBlock ? block_sum(sum, shared) : warp_sum(sum);
   const float shift = kLog ? logf(sum) : 1.0f / sum;
   for (int64_t i = lane; i < n; i += kLanes) {
-    const float v = load_element<T>(a.x, x + i * a.x.stride) - top;
-    store_element<T>(a.y, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
+    const float v = load_of_line<T>(a.x, x + i * a.x.stride) - top;
+    store_of_line<T>(a.y, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
   }
 }
 

@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(kThreads) wkv_kernel(WkvArgs a) {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       const bool there = first + t < stop;
-      keys[t] = there ? load_act<T>(a.k, first + t, c) : 0.0f;
-      values[t] = there ? load_act<T>(a.v, first + t, c) : 0.0f;
+      keys[t] = there ? load_common<T>(a.k, first + t, c) : 0.0f;
+      values[t] = there ? load_common<T>(a.v, first + t, c) : 0.0f;
     }
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) wkv_kernel(WkvArgs a) {
       {
         const float now = keys[t] + bonus, top = fmaxf(most, now);
         const float past = expf(most - top), own = expf(now - top);
-        store_act<T>(a.y, first + t, c, (past * num + own * values[t]) / (past * den + own));
+        store_common<T>(a.y, first + t, c, (past * num + own * values[t]) / (past * den + own));
       }
       const float aged = most + decay, top = fmaxf(aged, keys[t]);
       const float past = expf(aged - top), own = expf(keys[t] - top);

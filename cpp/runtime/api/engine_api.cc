@@ -67,6 +67,12 @@ EngineOptions to_options(const autodeploy_engine_options& o) {
   options.num_threads = o.num_threads;
   options.exact = o.exact != 0;
   options.prefault = o.prefault != 0;
+  AD_CHECK(o.load_format == AUTODEPLOY_LOAD_AUTO || o.load_format == AUTODEPLOY_LOAD_DUMMY,
+           ErrorKind::kInvalidArgument, "[engine] load_format: expected an autodeploy_load_format, found ",
+           o.load_format);
+  options.load_format = o.load_format == AUTODEPLOY_LOAD_DUMMY ? LoadFormat::kDummy : LoadFormat::kAuto;
+  options.dummy_seed = o.dummy_seed;
+  options.gpu_memory_fraction = o.gpu_memory_fraction;
   for (const char* path : array(o.plugins, o.num_plugins, "plugins")) {
     require(path, "plugins");
     options.plugins.emplace_back(path);

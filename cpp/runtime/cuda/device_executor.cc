@@ -7,11 +7,12 @@
 #include "runtime/executor_checks.h"
 #include "runtime/executor_choice.h"
 #include "runtime/executor_plan.h"
+#include "runtime/plugins.h"
 
 namespace autodeploy::cuda {
 
-DeviceExecutor::DeviceExecutor(ProgramSpec program, Queue* queue)
-    : program_(std::move(program)), queue_(queue) {
+DeviceExecutor::DeviceExecutor(ProgramSpec program, Queue* queue, std::unique_ptr<GeneratedKernels> generated)
+    : program_(std::move(program)), queue_(queue), generated_(std::move(generated)) {
   for (const NamedValue& n : program_.inputs) {
     input_kinds_.push_back(n.name == "token_ids"   ? InputKind::kTokenIds
                            : n.name == "positions" ? InputKind::kPositions
@@ -68,6 +69,21 @@ std::string DeviceExecutor::plan_json() const {
 }
 
 std::span<const KernelEntry> DeviceExecutor::kernels() const { return kernel_table(); }
+
+std::unique_ptr<Kernel> DeviceExecutor::make_compiled(const ChoiceContext& context,
+                                                      std::span<const int32_t> path, const KernelSpec& spec,
+                                                      std::string* why) {
+  // Binaries are for what has no kernel of ours that is as good: they never take the place of other ops.
+  if (!generated_ || (spec.op != "region" && !is_author_op(spec.op))) return nullptr;
+  int32_t body = -1;
+  if (context.body) {
+    for (size_t b = 0; b < program_.bodies.size(); ++b) {
+      if (context.body == &program_.bodies[b]) body = static_cast<int32_t>(b);
+    }
+    AD_ICHECK(body >= 0, "a body is one of its program's");
+  }
+  return generated_->make(body, path, spec, why);
+}
 
 std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext&,
                                                        const InstructionSpec& instruction, KernelChoice*) {

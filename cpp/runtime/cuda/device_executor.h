@@ -7,6 +7,7 @@
 
 #include "runtime/block.h"
 #include "runtime/cuda/device_api.h"
+#include "runtime/cuda/generated_kernels.h"
 #include "runtime/cuda/step_upload.h"
 #include "runtime/executor.h"
 
@@ -15,7 +16,8 @@ namespace autodeploy::cuda {
 // The instructions of a Program as launches into a queue. Memory and states belong to others.
 class DeviceExecutor final : private ExecutionDevice {
  public:
-  DeviceExecutor(ProgramSpec program, Queue* queue);
+  // `generated` are the kernels that were compiled for the program; nullptr: none.
+  DeviceExecutor(ProgramSpec program, Queue* queue, std::unique_ptr<GeneratedKernels> generated = nullptr);
 
   const ProgramSpec& program() const { return program_; }
 
@@ -45,12 +47,15 @@ class DeviceExecutor final : private ExecutionDevice {
   enum class InputKind : uint8_t { kTokenIds, kPositions, kExtra };
 
   std::span<const KernelEntry> kernels() const override;
+  std::unique_ptr<Kernel> make_compiled(const ChoiceContext& context, std::span<const int32_t> path,
+                                        const KernelSpec& spec, std::string* why) override;
   std::unique_ptr<Kernel> make_over_keys(const ChoiceContext& context, const InstructionSpec& instruction,
                                          KernelChoice* choice) override;
   void fill(void* memory, uint8_t byte, int64_t bytes) override;
 
   ProgramSpec program_;
   Queue* queue_;
+  std::unique_ptr<GeneratedKernels> generated_;
   ExecutorOptions options_;
   std::vector<ParamBinding> bindings_;
   std::vector<StateSpec> states_;

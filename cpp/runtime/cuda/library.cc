@@ -1,6 +1,7 @@
 // The entry of the library.
 #include <nlohmann/json.hpp>
 
+#include "runtime/cuda/cuda_backend.h"
 #include "runtime/cuda/device_api.h"
 #include "runtime/cuda/device_step_executor.h"
 #include "runtime/device_library.h"
@@ -25,7 +26,7 @@ std::string describe(int index) {
 extern "C" __attribute__((visibility("default"))) const autodeploy::DeviceLibrary*
 autodeploy_device_library() {
   static const autodeploy::DeviceLibrary library = {
-      autodeploy::device_library_abi(), autodeploy::cuda::open_step_executor, nullptr,
+      autodeploy::device_library_abi(), autodeploy::cuda::open_step_executor, autodeploy::cuda::open_backend,
       autodeploy::cuda::describe};
   return &library;
 }

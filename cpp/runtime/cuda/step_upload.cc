@@ -12,7 +12,14 @@ struct StepUpload::Places {
           prompt_len = 0, slot = 0, rows = 0, has_state = 0, page_start = 0, pages = 0;
 };
 
-StepUpload::Places StepUpload::places(const StepSizes& s) const {
+StepUpload::Places StepUpload::places(const StepSizes& s) const { return places_of(s, num_groups_); }
+
+int64_t StepUpload::plan_bytes(const StepSizes& most, size_t num_groups, int64_t max_pages) {
+  const auto groups = static_cast<int64_t>(num_groups);
+  return places_of(most, groups).pages + (max_pages + groups) * 4;
+}
+
+StepUpload::Places StepUpload::places_of(const StepSizes& s, int64_t num_groups) {
   Places p;
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
@@ -30,7 +37,7 @@ StepUpload::Places StepUpload::places(const StepSizes& s) const {
   p.slot = take(s.seqs * 4);
   p.rows = take(s.rows * 4);
   p.has_state = take(s.seqs);
-  p.page_start = take(s.seqs * num_groups_ * 4);
+  p.page_start = take(s.seqs * num_groups * 4);
   p.pages = at;
   return p;
 }

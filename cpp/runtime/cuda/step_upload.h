@@ -36,11 +36,13 @@ class StepUpload {
   // [T] of the last put(), on the device.
   const int32_t* token_rows(const StepSizes& sizes) const;
 
+  static int64_t plan_bytes(const StepSizes& most, size_t num_groups, int64_t max_pages);  // on the device
   int64_t bytes() const { return device_.bytes(); }
   int64_t pinned_bytes() const;
 
  private:
   struct Places;
+  static Places places_of(const StepSizes& sizes, int64_t num_groups);
   Places places(const StepSizes& sizes) const;
 
   std::vector<int32_t> page_sizes_;  // of each group

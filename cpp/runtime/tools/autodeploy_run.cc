@@ -45,8 +45,11 @@ Generates from token ids and prints the new ones as they come.
   --cache-bytes N, --page-size N
   --device NAME             cpu (default), cuda or cuda:N
   --dtype NAME              of activations: auto, float32, bfloat16, float16
+  --gpu-memory-fraction X   of a GPU's memory that may be in use (default 0.9)
   --exact                   no int8 activations
   --prefault                back the caches with memory at the start
+  --load-format FORMAT      auto, or dummy: made-up weights, which need no checkpoint
+  --dummy-seed N            what they are made from (default 0)
   --stats                   print timings, and memory beside the plan, as JSON on stderr
   --plan                    print the plan as JSON and generate nothing
   --version, --help
@@ -69,6 +72,12 @@ std::int64_t to_integer(const std::string& name, const std::string& text) {
   const long long value = std::strtoll(text.c_str(), &end, 10);
   if (text.empty() || *end != 0 || errno != 0) fail(name + ": expected an integer, found '" + text + "'");
   return value;
+}
+
+std::uint64_t to_seed(const std::string& name, const std::string& text) {
+  const std::int64_t seed = to_integer(name, text);
+  if (seed < 0) fail(name + ": expected at least 0, found '" + text + "'");
+  return static_cast<std::uint64_t>(seed);
 }
 
 double to_number(const std::string& name, const std::string& text) {
@@ -124,12 +133,7 @@ Arguments parse(int argc, char** argv) {
       {"--repetition-penalty", number(p.repetition_penalty)},
       {"--presence-penalty", number(p.presence_penalty)},
       {"--frequency-penalty", number(p.frequency_penalty)},
-      {"--seed",
-       [&](const std::string& name, const std::string& text) {
-         const std::int64_t seed = to_integer(name, text);
-         if (seed < 0) fail(name + ": expected at least 0, found '" + text + "'");
-         p.seed = static_cast<std::uint64_t>(seed);
-       }},
+      {"--seed", [&](const std::string& name, const std::string& text) { p.seed = to_seed(name, text); }},
       {"--min-tokens", integer(p.min_tokens)},
       {"--stop-tokens", ids(p.stop_token_ids)},
       {"--eos-tokens", ids(p.eos_token_ids)},
@@ -145,6 +149,14 @@ Arguments parse(int argc, char** argv) {
       {"--max-batch-tokens", integer(o.max_batch_tokens)},
       {"--cache-bytes", integer(o.cache_bytes)},
       {"--page-size", integer(o.page_size)},
+      {"--load-format",
+       [&](const std::string& name, const std::string& text) {
+         if (text != "auto" && text != "dummy") fail(name + ": expected auto or dummy, found '" + text + "'");
+         o.load_format = text == "dummy" ? AUTODEPLOY_LOAD_DUMMY : AUTODEPLOY_LOAD_AUTO;
+       }},
+      {"--dummy-seed",
+       [&](const std::string& name, const std::string& text) { o.dummy_seed = to_seed(name, text); }},
+      {"--gpu-memory-fraction", number(o.gpu_memory_fraction)},
       {"--device", [&](const std::string&, const std::string& text) { o.device = text; }},
       {"--dtype", [&](const std::string&, const std::string& text) { o.dtype = text; }},
   };

@@ -19,7 +19,8 @@ from .errors import CaptureError
 Report = Callable[[str], None]
 
 _PIP_TIMEOUT = 1800.0
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+_WEIGHTS = "*.safetensors"
+_WANTED = ("*.json", _WEIGHTS, "*.model", "*.tiktoken", "*.txt", "*.jinja")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.pth", "training_args*")
 
 
@@ -111,8 +112,10 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch_hub(repo: str, revision: str | None, remote_code: bool, report: Report) -> tuple[Path, str]:
-    """A snapshot of a hub repository (configuration, tokenizer, safetensors) and its commit.
+def fetch_hub(
+    repo: str, revision: str | None, remote_code: bool, report: Report, *, weights: bool = True
+) -> tuple[Path, str]:
+    """A snapshot of a hub repository (configuration, tokenizer, and safetensors if wanted) and its commit.
 
     Files that the hub's cache has already are not fetched again. Raises CaptureError saying what to do.
     """
@@ -127,6 +130,8 @@ def fetch_hub(repo: str, revision: str | None, remote_code: bool, report: Report
 
     report(f"fetching {repo} from the hub")
     wanted = [*_WANTED, "*.py"] if remote_code else list(_WANTED)
+    if not weights:
+        wanted.remove(_WEIGHTS)
     try:
         path = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)))
     except HFValidationError:

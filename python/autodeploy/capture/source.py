@@ -126,11 +126,13 @@ def resolve_source(
     *,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    weights: bool = True,
     report: Report = lambda text: None,
 ) -> Source:
     """Finds a model: a checkpoint folder, a .gguf file, an artifact, an alias, or a repository of the hub.
 
-    A path that exists comes first. `revision` is for the hub alone. Raises CaptureError saying what to do.
+    A path that exists comes first. `revision` is for the hub alone, and so is `weights`: whether they are fetched.
+    Raises CaptureError saying what to do.
     """
     named = os.fspath(model)
     path = Path(named).expanduser()
@@ -145,7 +147,7 @@ def resolve_source(
         return _local(found, named, at, trust_remote_code)
     if named.startswith(("/", ".", "~")) or named.endswith(".gguf") or named.count("/") > 1:
         raise CaptureError(f"[source] {path} does not exist: give a checkpoint, a .gguf file, a hub id or an artifact")
-    found, commit = fetch_hub(named, revision, trust_remote_code, report)
+    found, commit = fetch_hub(named, revision, trust_remote_code, report, weights=weights)
     return _local(found, named, commit, trust_remote_code)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import machine
 from .bench.cases import CASES
-from .options import add_model_arguments
+from .options import add_dummy_seed, add_load_format, add_model_arguments
 
 if TYPE_CHECKING:
     from .bench.processes import EngineProcess, EngineSpec
@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that take turns (default 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every engine (default: all cores)")
     parser.add_argument("--idle-seconds", type=float, default=60.0, metavar="S", help="how long to watch it idle")
+    add_load_format(parser)
+    add_dummy_seed(parser)
     parser.add_argument("--exact", action="store_true", help="ours without the paths that round activations to 8 bits")
     parser.add_argument("--json", metavar="FILE", help="write everything to this file ('-' for stdout)")
 
@@ -70,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
             revision=args.revision,
             trust_remote_code=args.trust_remote_code,
             plugins=plugins,
+            load_format=args.load_format,
             report=line.show,
         )
         specs = _engines(args, str(artifact))
@@ -102,11 +105,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"load_format": args.load_format, "dummy_seed": args.dummy_seed}
+
+
 def _engines(args: argparse.Namespace, artifact: str) -> list[EngineSpec]:
     """Ours first, then the others on the same model."""
     from .bench.processes import TRANSFORMERS_SCRIPT, EngineSpec, own_engine
 
-    specs = [own_engine(OWN, artifact, exact=args.exact)]
+    specs = [own_engine(OWN, artifact, exact=args.exact, **_load_options(args))]
     if args.float32 is not None:
         specs.append(own_engine(OWN_FLOAT32, args.float32))
     if args.transformers is not None:
@@ -190,11 +197,12 @@ def _cold_start(args: argparse.Namespace, artifact: Path, threads: int) -> dict[
 
     facts = {
         "cold_start_python_seconds": summarise(
-            [one_off.cold_start_python(artifact, threads) for _ in range(args.rounds)]
+            [one_off.cold_start_python(artifact, threads, **_load_options(args)) for _ in range(args.rounds)]
         )
     }
     if args.tool is not None:
-        times = [one_off.cold_start_tool(Path(args.tool), artifact, threads) for _ in range(args.rounds)]
+        tool, load = Path(args.tool), _load_options(args)
+        times = [one_off.cold_start_tool(tool, artifact, threads, **load) for _ in range(args.rounds)]
         facts["cold_start_tool_seconds"] = summarise(times)
     return facts
 
@@ -206,7 +214,7 @@ def _compile(args: argparse.Namespace) -> dict[str, Any]:
 
     if is_artifact(args.model):
         return {"compile_seconds": None}
-    seconds, size = one_off.compile_cold(args.model)
+    seconds, size = one_off.compile_cold(args.model, load_format=args.load_format)
     return {"compile_seconds": seconds, "artifact_bytes": size}
 
 
@@ -215,7 +223,7 @@ def _memory(args: argparse.Namespace, artifact: Path, threads: int) -> dict[str,
 
     if args.tool is None:
         return {"memory": None}
-    found = one_off.tool_memory(Path(args.tool), artifact, threads)
+    found = one_off.tool_memory(Path(args.tool), artifact, threads, **_load_options(args))
     return {"memory": found | {"stored_weights_bytes": _weight_bytes(artifact)}}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autodeploy.codegen.targets import DEFAULT_ACTS
 
-from .options import add_model_arguments
+from .options import add_load_format, add_model_arguments
 from .tables import format_bytes
 
 
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, artifact=False)
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="artifact folder to write")
     parser.add_argument("--pack", action="store_true", help="put the evaluated weights into the artifact")
+    add_load_format(parser)
     parser.add_argument(
         "--target",
         action="append",
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
             trust_remote_code=args.trust_remote_code,
             pack=args.pack,
             plugins=plugin_paths(args.plugins),
+            load_format=args.load_format,
             targets=[t for text in args.target for t in text.split(",")],
             acts=args.act.split(","),
             dump=None if dump is None else str(dump),

@@ -15,14 +15,18 @@ from autodeploy.llm.env import kernel_cache_folder
 Report = Callable[[str], None]
 
 
-def resolve_model(model: str, revision: str | None, trust_remote_code: bool, report: Report) -> tuple[Path, str | None]:
+def resolve_model(
+    model: str, revision: str | None, trust_remote_code: bool, report: Report, *, weights: bool = True
+) -> tuple[Path, str | None]:
     """The local checkpoint that MODEL stands for, and the hub commit it was found at (None for anything else).
 
-    Raises ValueError saying what to do.
+    weights: whether a hub's are fetched. Raises ValueError saying what to do.
     """
     from autodeploy.capture.source import resolve_source
 
-    source = resolve_source(model, revision=revision, trust_remote_code=trust_remote_code, report=report)
+    source = resolve_source(
+        model, revision=revision, trust_remote_code=trust_remote_code, weights=weights, report=report
+    )
     # The hub's snapshots are folders named by their commit; an alias's revision is no commit.
     return source.path, source.revision if source.path.name == source.revision else None
 
@@ -36,6 +40,7 @@ def compile_artifact(
     pack: bool = False,
     dump: str | None = None,
     plugins: Sequence[str] = (),
+    load_format: str = "auto",
     targets: Sequence[str] = (),
     acts: Sequence[str] = DEFAULT_ACTS,
     report: Report = lambda text: None,
@@ -57,6 +62,7 @@ def compile_artifact(
         pack=pack,
         dump=dump,
         plugins=plugins,
+        load_format=load_format,
         targets=chosen,
         kernel_cache=kernel_cache_folder(),
         report=report,

@@ -45,7 +45,13 @@ def main() -> int:
 def perform(request: dict[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
     """Carry out a request: {"task": "resolve" or "compile", "model": ..., ...}."""
     if request["task"] == "resolve":
-        path, revision = resolve_model(request["model"], request["revision"], request["trust_remote_code"], report)
+        path, revision = resolve_model(
+            request["model"],
+            request["revision"],
+            request["trust_remote_code"],
+            report,
+            weights=request.get("weights", True),
+        )
         return {"path": str(path), "revision": revision}
     options = {name: request[name] for name in request.keys() - {"task", "model", "out"}}
     compile_artifact(request["model"], Path(request["out"]), report=report, **options)

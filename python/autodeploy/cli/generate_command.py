@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
         if len(prompts) == 1 and args.n == 1 and not args.json:
             outputs = llm.chat_stream(chats[0], params) if args.chat else llm.stream(prompts[0], params)
             for output in outputs:
-                sys.stdout.write(output.outputs[0].delta)
+                sys.stdout.write(_delta(output.outputs[0], llm.tokenizer is not None))
                 sys.stdout.flush()
             sys.stdout.write("\n")
             results = [output]
         else:
             results = llm.chat(chats, params) if args.chat else llm.generate(prompts, params)
             for place, output in enumerate(results):
-                _print_result(place, output, args)
+                _print_result(place, output, args, llm.tokenizer is not None)
     if args.stats:
         for output in results:
             print(_stats_line(output), file=sys.stderr)
@@ -93,13 +93,19 @@ def _read_stdin() -> str:
         raise ValueError("[prompt] stdin: expected text in UTF-8") from None
 
 
-def _print_result(place: int, output: Any, args: argparse.Namespace) -> None:
+def _delta(completion: Any, has_text: bool) -> str:
+    """What is new of a stream; token ids where the model has no tokenizer."""
+    return completion.delta if has_text else "".join(f"{token_id} " for token_id in completion.delta_token_ids)
+
+
+def _print_result(place: int, output: Any, args: argparse.Namespace, has_text: bool) -> None:
     if args.json:
         print(json.dumps(_as_json(output), ensure_ascii=False))
         return
     for completion in output.outputs:
         label = f"{place + 1}" if args.n == 1 else f"{place + 1}.{completion.index + 1}"
-        print(f"--- {label} ({completion.finish_reason})\n{completion.text}")
+        text = completion.text if has_text else " ".join(map(str, completion.token_ids))
+        print(f"--- {label} ({completion.finish_reason})\n{text}")
 
 
 def _as_json(output: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def memory_plan(artifact: Artifact, args: argparse.Namespace, *, required: bool)
     from autodeploy.llm.engine_options import EngineOptions, make_engine
 
     names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
+    names += ("gpu_memory_fraction", "load_format", "dummy_seed")
     options = EngineOptions.from_user(**{name: getattr(args, name) for name in names})
     try:
         engine = make_engine(artifact.path, options, lambda *_: None)

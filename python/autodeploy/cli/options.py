@@ -26,6 +26,20 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, artifact: bool = Tru
     )
 
 
+def add_load_format(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Where weights come from."""
+    parser.add_argument(
+        "--load-format",
+        choices=("auto", "dummy"),
+        default="auto",
+        help="dummy: no weights are read and none need to be there, they are made up (default: auto)",
+    )
+
+
+def add_dummy_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--dummy-seed", type=int, default=0, metavar="N", help="what made-up weights are made from")
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Limits and choices of the engine."""
     group = parser.add_argument_group("engine")
@@ -33,16 +47,21 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="sequences that run together")
     group.add_argument("--max-batch-tokens", type=int, metavar="N", help="tokens of the largest step")
     group.add_argument("--cache-memory", metavar="SIZE", help="memory of the caches, such as 2GiB")
+    group.add_argument(
+        "--gpu-memory-fraction", type=float, metavar="X", help="part of a GPU's memory that may be in use (default 0.9)"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="threads of the engine (default: all cores)")
     group.add_argument("--device", metavar="DEVICE", help="cpu (default), cuda or cuda:N")
     group.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16, float16")
+    add_load_format(group)
+    add_dummy_seed(group)
     group.add_argument("--exact", action="store_true", help="no fast paths that round activations to 8 bits")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `LLM` from the flags of a model and an engine."""
     names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
-    names += ("revision", "trust_remote_code", "plugins")
+    names += ("gpu_memory_fraction", "load_format", "dummy_seed", "revision", "trust_remote_code", "plugins")
     return {name: getattr(args, name) for name in names}
 
 

@@ -29,14 +29,18 @@ def checkpoint_key(
     plugins: Sequence[str] = (),
     targets: Sequence[str] = (),
     acts: Sequence[str] = (),
+    weights: bool = True,
 ) -> str:
     """Hex digest over a local checkpoint (a folder, or a .gguf file), the code that would compile it, and the options.
 
     Weights count by path, size, time of change and header; every other file of the folder by its bytes, or by size and
-    time where it is large. Raises OSError where a file cannot be read.
+    time where it is large. Without `weights` it is the key of the folder's configuration alone. Raises OSError where a
+    file cannot be read.
     """
     checkpoint = checkpoint.resolve()
     files = [checkpoint] if checkpoint.is_file() else sorted(p for p in checkpoint.iterdir() if p.is_file())
+    if not weights:
+        files = [path for path in files if path.suffix not in _WEIGHT_SUFFIXES]
     facts: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "files": [_file_facts(path) for path in files],
@@ -45,6 +49,8 @@ def checkpoint_key(
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": list(sys.version_info[:2])},
         "trust_remote_code": trust_remote_code,
     }
+    if not weights:
+        facts["load_format"] = "dummy"
     if plugins:
         facts["plugins"] = [[Path(p).name, hashlib.sha256(Path(p).read_bytes()).hexdigest()] for p in plugins]
     if targets:

@@ -18,14 +18,20 @@ _TERMINATE_SECONDS = 5.0
 
 
 def resolve_in_child(
-    model: str, *, revision: str | None, trust_remote_code: bool, report: Callable[[str], None]
+    model: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    weights: bool = True,
+    report: Callable[[str], None],
 ) -> tuple[Path, str | None]:
     """The local checkpoint (folder or .gguf file) that a hub id or an alias stands for, and the hub commit it was found
-    at; fetches it where needed.
+    at; fetches it where needed, with or without its weights.
 
     Raises ValueError where there is no such model, CompileError where the child fails otherwise.
     """
     request = {"task": "resolve", "model": model, "revision": revision, "trust_remote_code": trust_remote_code}
+    request |= {} if weights else {"weights": False}
     result = run_worker(request, report)
     return Path(result["path"]), result["revision"]
 

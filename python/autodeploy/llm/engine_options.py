@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _MAX_SEQ_LEN = 2**30
 _MAX_NUM_SEQS = 65536
 _MAX_BATCH_TOKENS = 2**24
+_LOAD_FORMATS = ("auto", "dummy")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"cpu|cuda(-emulated)?(:\d{1,3})?")
 
@@ -36,6 +37,9 @@ class EngineOptions:
     cache_bytes: int | None = None
     num_threads: int | None = None
     exact: bool = False
+    load_format: str | None = None
+    dummy_seed: int | None = None
+    gpu_memory_fraction: float | None = None
     plugins: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "auto"
@@ -51,6 +55,9 @@ class EngineOptions:
         threads: int | None = None,
         dtype: str = "auto",
         exact: bool = False,
+        load_format: str = "auto",
+        dummy_seed: int = 0,
+        gpu_memory_fraction: float | None = None,
         plugins: Iterable[str | os.PathLike[str]] | None = None,
         device: str | None = None,
     ) -> EngineOptions:
@@ -69,6 +76,23 @@ class EngineOptions:
             raise ValueError(f"[options] dtype: expected one of {', '.join(known)} on {device}, found {dtype!r}")
         if not isinstance(exact, bool):
             raise ValueError(f"[options] exact: expected True or False, found {exact!r}")
+        if load_format not in _LOAD_FORMATS:
+            raise ValueError(
+                f"[options] load_format: expected one of {', '.join(_LOAD_FORMATS)}, found {load_format!r}"
+            )
+        if isinstance(dummy_seed, bool) or not isinstance(dummy_seed, int) or not 0 <= dummy_seed < 2**63:
+            raise ValueError(f"[options] dummy_seed: expected an integer from 0 to 2**63 - 1, found {dummy_seed!r}")
+        if gpu_memory_fraction is not None and (
+            isinstance(gpu_memory_fraction, bool)
+            or not isinstance(gpu_memory_fraction, int | float)
+            or not 0 < gpu_memory_fraction <= 1
+        ):
+            raise ValueError(
+                f"[options] gpu_memory_fraction: expected a number above 0, up to 1, found {gpu_memory_fraction!r}"
+            )
+        dummy = load_format == "dummy"
+        if dummy_seed and not dummy:
+            raise ValueError(f"[options] dummy_seed: expected load_format dummy beside it, found {load_format}")
         return cls(
             max_seq_len=max_seq_len,
             max_num_seqs=max_num_seqs,
@@ -76,6 +100,9 @@ class EngineOptions:
             cache_bytes=_or(cache_memory, "cache_memory", env.parse_bytes, env.CACHE_MEMORY),
             num_threads=_or(threads, "threads", env.parse_threads, env.NUM_THREADS),
             exact=exact,
+            load_format=load_format if dummy else None,
+            dummy_seed=dummy_seed if dummy else None,
+            gpu_memory_fraction=gpu_memory_fraction,
             plugins=plugin_paths(plugins),
             device=device,
             dtype=dtype,

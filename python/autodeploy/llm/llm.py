@@ -43,7 +43,10 @@ class LLM:
     max_seq_len: tokens of the longest sequence, prompt and answer; default: what the model was made for, or what fits.
     max_num_seqs: sequences that run together. max_batch_tokens: tokens of the largest step.
     cache_memory: memory of the caches in bytes, or text such as "2GiB".
+    gpu_memory_fraction: part of a GPU's memory that may be in use, by anybody, with this engine; default 0.9.
     threads: threads of the engine; default all cores this process may use.
+    load_format: "auto", or "dummy": weights are made up from dummy_seed, none are read and none need to be there; a
+        checkpoint folder is then compiled from its configuration alone.
     device: "cpu" (default, or what AUTODEPLOY_DEVICE says), "cuda" or "cuda:N".
     dtype: type of the activations: "auto" (float32 on the CPU, bfloat16 on a GPU), "float32", "bfloat16", "float16".
     exact: forbid fast paths that round activations to 8 bits, so that results equal float32 arithmetic on the weights.
@@ -65,10 +68,13 @@ class LLM:
         max_num_seqs: int | None = None,
         max_batch_tokens: int | None = None,
         cache_memory: int | str | None = None,
+        gpu_memory_fraction: float | None = None,
         threads: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
         exact: bool = False,
+        load_format: str = "auto",
+        dummy_seed: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
         plugins: Sequence[str | os.PathLike[str]] | None = None,
@@ -81,15 +87,23 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_batch_tokens=max_batch_tokens,
             cache_memory=cache_memory,
+            gpu_memory_fraction=gpu_memory_fraction,
             threads=threads,
             device=device,
             dtype=dtype,
             exact=exact,
+            load_format=load_format,
+            dummy_seed=dummy_seed,
             plugins=plugins,
         )
         with ProgressLine(enabled=wants_progress(progress)) as line:
             self.artifact_dir: Path = prepare_artifact(
-                model, revision=revision, trust_remote_code=trust_remote_code, plugins=options.plugins, report=line.show
+                model,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                plugins=options.plugins,
+                load_format=load_format,
+                report=line.show,
             )
             self.tokenizer: Tokenizer | None = Tokenizer.from_artifact(self.artifact_dir)
             self.generation_defaults: GenerationDefaults = read_generation_defaults(self.artifact_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from autodeploy.artifact import is_artifact, read_manifest
 
@@ -19,12 +20,13 @@ def prepare_artifact(
     revision: str | None = None,
     trust_remote_code: bool = False,
     plugins: Sequence[str] = (),
+    load_format: str = "auto",
     report: Callable[[str], None] = lambda text: None,
     cache: ArtifactCache | None = None,
 ) -> Path:
     """The artifact folder for MODEL. A checkpoint is compiled in a child process unless the cache has its artifact.
 
-    plugins: paths of the libraries whose digests go into the artifact (see `compile_model`).
+    plugins, load_format: as of `compile_model`; the digests of the libraries go into the artifact.
     report: called with lines of progress. Raises ValueError for a user's mistake, CompileError where compiling fails.
     """
     name = os.fspath(model)
@@ -38,20 +40,23 @@ def prepare_artifact(
     checkpoint = find_local_checkpoint(name)
     if checkpoint is None:
         report(f"looking for {name}")
+        options = {} if load_format == "auto" else {"weights": False}
         checkpoint, revision = resolve_in_child(
-            name, revision=revision, trust_remote_code=trust_remote_code, report=report
+            name, revision=revision, trust_remote_code=trust_remote_code, report=report, **options
         )
     elif revision is not None:
         raise ValueError(f"[model] revision goes with a hub id; {name} is a local checkpoint")
     cache = ArtifactCache() if cache is None else cache
+    weights = load_format == "auto" or checkpoint.is_file()  # a .gguf file is configuration and weights in one
     try:
-        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code, plugins=plugins)
+        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code, plugins=plugins, weights=weights)
     except OSError as error:
         raise ValueError(f"[model] {error.filename} cannot be read: {error.strerror}") from None
 
     def make(out: Path) -> None:
         report(f"compiling {name}")
-        more = {"plugins": list(plugins)} if plugins else {}
+        more: dict[str, Any] = {"plugins": list(plugins)} if plugins else {}
+        more |= {} if weights else {"load_format": load_format}
         compile_in_child(name, out, revision=revision, trust_remote_code=trust_remote_code, report=report, **more)
 
     return cache.find_or_make(key, name, make, report)

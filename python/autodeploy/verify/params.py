@@ -20,10 +20,17 @@ def load_params(artifact: Artifact) -> dict[str, torch.Tensor]:
         ValueError: a source is missing or has another size than when the artifact was compiled.
     """
     program = WeightProgram.from_json(artifact.weights)
+    absent = [name for name, t in program.tensors.items() if t.source is None]
+    if absent:
+        raise ValueError(
+            f"[weights] expected weights for {absent[0]}, found an artifact that was compiled from a configuration "
+            "alone (load_format=dummy); compile a checkpoint"
+        )
     files = [_map(artifact.path, source.path, source.size) for source in program.sources]
 
     def read(name: str) -> Stored:
         t = program.tensors[name]
+        assert t.source is not None
         return Stored.from_bytes(t.format, t.shape, files[t.source][t.offset : t.offset + t.nbytes])
 
     params: dict[str, torch.Tensor] = {}

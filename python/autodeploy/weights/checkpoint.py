@@ -31,8 +31,8 @@ MAX_INDEX_BYTES = 256 << 20
 class Checkpoint:
     """Tensors of a checkpoint.
 
-    `kind` is "safetensors" or "gguf"; `unsupported` names tensors of formats that nothing here reads, with their type;
-    `metadata` holds a GGUF file's scalars and strings.
+    `kind` is "safetensors" or "gguf" (or "absent": weights/absent.py); `unsupported` names tensors of formats that
+    nothing here reads, with their type; `metadata` holds a GGUF file's scalars and strings.
     """
 
     kind: str
@@ -85,7 +85,10 @@ def _open_folder(folder: Path) -> Checkpoint:
     elif any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise WeightError(f"[{folder}] has only pickled weights, which are not read: convert them to safetensors")
     else:
-        raise WeightError(f"[{folder}] expected {SINGLE} or {INDEX}, found neither: this is not a whole checkpoint")
+        raise WeightError(
+            f"[{folder}] expected {SINGLE} or {INDEX}, found neither: this is not a whole checkpoint "
+            "(a configuration alone is enough for made-up weights: load_format=dummy)"
+        )
     return checkpoint
 
 
@@ -164,6 +167,11 @@ def tensor_reader(sources: list[Source], tensors: dict[str, StoredTensor], folde
 
     def read(name: str) -> Stored:
         t = tensors[name]
+        if t.source is None:
+            raise WeightError(
+                f"[{name}] has no weights: the artifact was compiled from a configuration alone (load_format=dummy); "
+                "compile a checkpoint"
+            )
         if t.nbytes == 0:
             return Stored.from_bytes(t.format, t.shape, np.zeros(0, np.uint8))
         raw = bytes_of(t.source)[t.offset : t.offset + t.nbytes]

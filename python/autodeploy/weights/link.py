@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from .absent import ABSENT
 from .checkpoint import Checkpoint
 from .constants import pack_constants
 from .derive import Derivation
@@ -55,7 +56,7 @@ def link(
     Raises WeightError naming the param where a leaf has no origin or shapes disagree.
     """
     program = WeightProgram()
-    saved = {key for key in constants if key in derivation.origins}
+    saved = {key for key in constants if key in derivation.origins and checkpoint.kind != ABSENT}
     kept = {CONSTANT_PREFIX + key: value for key, value in constants.items() if key not in saved}
     content, source, stored = pack_constants(kept, len(checkpoint.sources))
     program.sources = [*checkpoint.sources, source]
@@ -82,7 +83,7 @@ def link(
     program.notes = list(_notes(program))
     used = set[str]().union(*(tensor_names(s.expr) for p in program.params for s in p.segments))
     program.tensors = {name: t for name, t in tensors.items() if name in used}
-    program.unused = _unused(used, derivation, checkpoint)
+    program.unused = [] if checkpoint.kind == ABSENT else _unused(used, derivation, checkpoint)
     program.check()
     return program, content
 

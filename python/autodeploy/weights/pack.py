@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from .checkpoint import tensor_reader
 from .errors import WeightError
 from .evaluate import Read, evaluate, rows
-from .expr import Expr
+from .expr import Expr, tensor_names
 from .formats import stored_bytes
+from .link import CONSTANT_PREFIX
 from .weight_program import Segment, Source, StoredTensor, WeightParam, WeightProgram
 
 PACKED_FILE = "weights.bin"
@@ -31,7 +32,7 @@ Progress = Callable[[int, int], None]
 def plan_pack(program: WeightProgram) -> tuple[WeightProgram, bytes]:
     """The weight program that reads weights.bin, and that file's header; nothing is evaluated.
 
-    Segments that read nothing but small constants of their own are packed like all others.
+    Segments that read nothing but constants are packed like all others, and keep the prefix of their names.
     """
     sized: list[tuple[WeightParam, list[StoredTensor]]] = []
     header = b""
@@ -61,6 +62,8 @@ def plan_pack(program: WeightProgram) -> tuple[WeightProgram, bytes]:
         segments = []
         for i, (segment, span) in enumerate(zip(param.segments, spans, strict=True)):
             name = param.name if len(spans) == 1 else f"{param.name}#{i}"
+            if _is_constant(segment.expr):
+                name = CONSTANT_PREFIX + name
             packed.tensors[name] = span
             segments.append(Segment(segment.rows, span.expr(name)))
         packed.params.append(replace(param, segments=segments))
@@ -97,6 +100,11 @@ def write_packed(
                 if f.tell() != span.offset + span.nbytes:
                     raise WeightError(f"[{param.name}] expected {span.nbytes} bytes, wrote {f.tell() - span.offset}")
         _pad(f, packed.sources[0].size)
+
+
+def _is_constant(x: Expr) -> bool:
+    names = tensor_names(x)
+    return bool(names) and all(name.startswith(CONSTANT_PREFIX) for name in names)
 
 
 def _chunks(x: Expr, read: Read) -> Any:

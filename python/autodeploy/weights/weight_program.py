@@ -14,7 +14,7 @@ from .expr_json import MAX_INT, parse_expr, to_json
 from .formats import check_blocks, check_format, stored_bytes
 
 FORMAT = "autodeploy.weights"
-VERSION = (1, 0)
+VERSION = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Source:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies in a source."""
+    """Where a tensor lies in a source; None where it is nowhere (the model was compiled from its configuration)."""
 
-    source: int
+    source: int | None
     offset: int
     nbytes: int
     format: str
@@ -69,10 +69,11 @@ class WeightProgram:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The object of weights.json."""
+        """The object of weights.json. Of the latest minor version only where it needs that."""
+        absent = any(t.source is None for t in self.tensors.values())
         return {
             "format": FORMAT,
-            "version": {"major": VERSION[0], "minor": VERSION[1]},
+            "version": {"major": VERSION[0], "minor": VERSION[1] if absent else 0},
             "sources": [vars(s).copy() for s in self.sources],
             "tensors": {n: {**vars(t), "shape": list(t.shape)} for n, t in self.tensors.items()},
             "params": [
@@ -160,17 +161,20 @@ def _source(raw: object, where: str) -> Source:
 
 def _tensor(raw: object, sources: list[Source], where: str) -> StoredTensor:
     f = _object(raw, where, ["source", "offset", "nbytes", "format", "shape"])
-    source, offset, nbytes = (_int(f[k], where) for k in ("source", "offset", "nbytes"))
+    source = None if f["source"] is None else _int(f["source"], where)
+    offset, nbytes = (_int(f[k], where) for k in ("offset", "nbytes"))
     shape = tuple(_int(d, where) for d in _list(f["shape"], where))
     fmt = check_format(_text(f["format"], where), where)
     check_blocks(fmt, shape, where)
-    if source >= len(sources):
+    if source is not None and source >= len(sources):
         raise WeightError(f"[{where}] expected a source below {len(sources)}, found {source}")
     if math.prod(shape) > MAX_INT or nbytes != stored_bytes(fmt, shape):
         raise WeightError(
             f"[{where}] expected {stored_bytes(fmt, shape)} bytes for {fmt} {list(shape)}, found {nbytes}"
         )
-    if offset + nbytes > sources[source].size:
+    if source is None and offset != 0:
+        raise WeightError(f"[{where}] expected the offset 0 of a tensor without a source, found {offset}")
+    if source is not None and offset + nbytes > sources[source].size:
         raise WeightError(f"[{where}] ends at {offset + nbytes}, beyond the {sources[source].size} bytes of its source")
     return StoredTensor(source, offset, nbytes, fmt, shape)
 

@@ -2,71 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/device_step.h"
-#include "kernels/cuda/linear_choice.h"
-#include "kernels/cuda/spec.h"
+#include "cuda_testing.h"
 
 namespace autodeploy::cuda {
 namespace {
-
-// 16-bit floats in memory that begins at a 16-byte boundary.
-struct Halves {
-  explicit Halves(DType t, size_t n) : dtype(t), bits(n + 8) {
-    start = (16 - reinterpret_cast<uintptr_t>(bits.data()) % 16) / 2 % 8;
-  }
-  uint16_t* data() { return bits.data() + start; }
-  void set(size_t i, float x) {
-    if (dtype == DType::kBF16) {
-      const bf16 v = __float2bfloat16_rn(x);
-      std::memcpy(data() + i, &v, 2);
-    } else {
-      const f16 v = __float2half_rn(x);
-      std::memcpy(data() + i, &v, 2);
-    }
-  }
-  float get(size_t i) {
-    if (dtype == DType::kBF16) {
-      bf16 v;
-      std::memcpy(static_cast<void*>(&v), data() + i, 2);
-      return __bfloat162float(v);
-    }
-    f16 v;
-    std::memcpy(static_cast<void*>(&v), data() + i, 2);
-    return __half2float(v);
-  }
-  DType dtype;
-  std::vector<uint16_t> bits;
-  size_t start;
-};
-
-OperandSpec operand(DType t, std::vector<int64_t> shape, std::vector<int64_t> stride) {
-  OperandSpec o;
-  o.present = true;
-  o.dtype = t;
-  for (int64_t n : shape) o.shape.push_back({n});
-  for (int64_t n : stride) o.stride.push_back({n});
-  return o;
-}
-TensorView view(void* data, DType t, std::vector<int64_t> shape, std::vector<int64_t> stride) {
-  TensorView v;
-  v.data = data;
-  v.dtype = t;
-  v.ndim = static_cast<int>(shape.size());
-  for (size_t i = 0; i < shape.size(); ++i) v.shape[i] = shape[i], v.stride[i] = stride[i];
-  return v;
-}
-
-const KernelEntry& entry(const std::string& name) {
-  for (const KernelEntry& e : kernel_table()) {
-    if (e.name == name) return e;
-  }
-  throw std::runtime_error("no kernel " + name);
-}
 
 enum class Bias { kNone, kAct, kF32 };
 
@@ -106,31 +49,15 @@ void check(const Case& c) {
 
   KernelSpec spec;
   spec.op = "linear";
-  spec.in = {operand(c.dtype, {c.m, c.k}, {x_stride, 1}), operand(c.dtype, {c.n, c.k}, {c.k, 1}), {}};
-  spec.in[1].constant = w.data();
-  if (c.bias == Bias::kAct) spec.in[2] = operand(c.dtype, {c.n}, {1});
-  if (c.bias == Bias::kF32) spec.in[2] = operand(DType::kF32, {c.n}, {1});
-  spec.out = {operand(c.dtype, {c.m, c.n}, {c.n, 1})};
+  Operand bias_operand;
+  if (c.bias == Bias::kAct) bias_operand = make_operand(bias.data(), c.dtype, {c.n}, true);
+  if (c.bias == Bias::kF32) bias_operand = make_operand(bias_f32.data(), DType::kF32, {c.n}, true);
   std::string why;
-  const auto kernel = entry("linear.small").make(spec, &why);
-  ASSERT_TRUE(kernel) << why;
-
-  std::vector<TensorView> in = {view(x.data() + c.x_offset, c.dtype, {c.m, c.k}, {x_stride, 1}),
-                                view(w.data(), c.dtype, {c.n, c.k}, {c.k, 1}),
-                                {}};
-  if (c.bias == Bias::kAct) in[2] = view(bias.data(), c.dtype, {c.n}, {1});
-  if (c.bias == Bias::kF32) in[2] = view(bias_f32.data(), DType::kF32, {c.n}, {1});
-  const std::vector<TensorView> out = {view(y.data(), c.dtype, {c.m, c.n}, {c.n, 1})};
-  std::vector<uint8_t> workspace(static_cast<size_t>(kernel->workspace_bytes()) + 64);
-  simt::Stream stream;
-  DeviceStep step;
-  step.stream = &stream;
-  KernelCall call;
-  call.in = in, call.out = out;
-  call.workspace = workspace.data() + (64 - reinterpret_cast<uintptr_t>(workspace.data()) % 64) % 64;
-  call.device = &step;
-  kernel->run(call);
-  ASSERT_EQ(take_launch_error(), nullptr);
+  ASSERT_TRUE(run_kernel("linear.small", spec,
+                         {make_operand(x.data() + c.x_offset, c.dtype, {c.m, c.k}, {x_stride, 1}),
+                          make_operand(w.data(), c.dtype, {c.n, c.k}, true), bias_operand},
+                         {make_operand(y.data(), c.dtype, {c.m, c.n})}, &why))
+      << why;
 
   const double ulp = c.dtype == DType::kBF16 ? 1.0 / 256 : 1.0 / 2048;  // half a unit of rounding, relative
   for (int64_t m = 0; m < c.m; ++m) {

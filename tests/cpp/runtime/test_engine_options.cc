@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -118,6 +119,118 @@ TEST(EngineOptions, TooLittleMemoryGivesTheNumbers) {
     resolve_limits({.max_seq_len = 8192, .cache_bytes = 1000 * kMiB}, model, paged_states(), 110 * kMiB);
   });
   EXPECT_NE(message.find("cache_bytes"), std::string::npos) << message;
+}
+
+DeviceMemoryFacts device_of(int64_t total) { return {.total = total, .free = total}; }
+
+TEST(DeviceLimits, DefaultsFollowTheModelAndTheDevice) {
+  const ModelFacts model{.vocab_size = 100, .max_positions = 131072};
+  DeviceMemoryFacts memory{.total = 80000 * kMiB,
+                           .free = 79500 * kMiB,
+                           .weights = 16000 * kMiB,
+                           .arena = 900 * kMiB,
+                           .graphs = 50 * kMiB,
+                           .other = 50 * kMiB};
+  EXPECT_EQ(device_memory_limit({}, memory), 71500 * kMiB);
+  CacheLimits limits = resolve_device_limits({}, model, paged_states(), memory);
+  EXPECT_EQ(limits.max_seq_len, 131072);
+  EXPECT_EQ(limits.max_num_seqs, 256);
+  EXPECT_EQ(limits.max_batch_tokens, 8192);
+  EXPECT_EQ(limits.max_bytes, 54500 * kMiB);
+  std::vector<StateSpec> states = paged_states();
+  EXPECT_EQ(plan_caches(states, limits).limits.page_size, 32);
+  EXPECT_LE(plan_caches(states, limits).bytes(), limits.max_bytes);
+  // What the user says counts.
+  limits = resolve_device_limits({.max_seq_len = 4096,
+                                  .max_num_seqs = 32,
+                                  .max_batch_tokens = 2048,
+                                  .cache_bytes = 1000 * kMiB,
+                                  .page_size = 64},
+                                 model, paged_states(), memory);
+  EXPECT_EQ(limits.max_seq_len, 4096);
+  EXPECT_EQ(limits.max_num_seqs, 32);
+  EXPECT_EQ(limits.max_batch_tokens, 2048);
+  EXPECT_EQ(limits.max_bytes, 1000 * kMiB);
+  EXPECT_EQ(limits.page_size, 64);
+  limits = resolve_device_limits({.gpu_memory_fraction = 0.5}, model, paged_states(), memory);
+  EXPECT_EQ(limits.max_bytes, (40000 - 500 - 17000) * kMiB);
+  limits = resolve_device_limits({.max_num_seqs = 20000}, model, paged_states(), memory);
+  EXPECT_EQ(limits.max_batch_tokens, 20000);
+  limits = resolve_device_limits({.max_batch_tokens = 100}, model, paged_states(), memory);
+  EXPECT_EQ(limits.max_num_seqs, 100);
+}
+
+TEST(DeviceLimits, LargeStatesAllowFewerSequences) {
+  const ModelFacts model{.vocab_size = 100, .max_positions = 8192};
+  const auto seqs = [&](std::vector<StateSpec> states, EngineOptions options = {}) {
+    const CacheLimits limits = resolve_device_limits(options, model, states, device_of(10000 * kMiB));
+    EXPECT_LE(plan_caches(states, limits).bytes(), 9000 * kMiB);
+    return limits.max_num_seqs;
+  };
+  EXPECT_EQ(seqs(slot_states(kMiB)), 256);
+  EXPECT_EQ(seqs(slot_states(90 * kMiB)), 99) << "without pages, slots take all";
+  std::vector<StateSpec> both = slot_states(90 * kMiB);
+  both.push_back(paged_states()[0]);
+  EXPECT_EQ(seqs(both), 49) << "and else half";
+  // A sequence as long as the user wants it leaves room for fewer.
+  both[1].components[0].shape = {2, 80 * 1024};
+  EXPECT_EQ(seqs(both, {.max_seq_len = 8192}), 41);
+  EXPECT_EQ(seqs(both, {.max_num_seqs = 3}), 3);
+}
+
+TEST(DeviceLimits, TheSecondLookExceedsNothing) {
+  const ModelFacts model{.vocab_size = 100, .max_positions = 8192};
+  std::vector<StateSpec> states = slot_states(90 * kMiB);
+  states.push_back(paged_states()[0]);
+  states[1].components[0].shape = {2, 64 * 1024};
+  for (int64_t arena = 0; arena < 4000; arena += 37) {
+    DeviceMemoryFacts memory = device_of(10000 * kMiB);
+    const CacheLimits first = resolve_device_limits({}, model, states, memory);
+    memory.arena = arena * kMiB;
+    const CacheLimits second = resolve_device_limits({}, model, states, memory, &first);
+    EXPECT_LE(second.max_seq_len, first.max_seq_len);
+    EXPECT_LE(second.max_num_seqs, first.max_num_seqs);
+    EXPECT_LE(second.max_batch_tokens, first.max_batch_tokens);
+    EXPECT_LE(plan_caches(states, second).bytes(), (9000 - arena) * kMiB);
+  }
+}
+
+TEST(DeviceLimits, ADeviceTooSmallGivesAllNumbers) {
+  const ModelFacts model{.vocab_size = 100, .max_positions = 8192};
+  DeviceMemoryFacts memory = device_of(1000 * kMiB);
+  memory.free = 950 * kMiB;
+  memory.weights = 700 * kMiB;
+  memory.arena = 149 * kMiB;
+  memory.graphs = kMiB / 2;
+  const auto complaint = [&](EngineOptions options, std::vector<StateSpec> states) {
+    return refusal(ErrorKind::kOutOfMemory, [&] { resolve_device_limits(options, model, states, memory); });
+  };
+  std::string text = complaint({.max_seq_len = 8192}, paged_states());
+  for (int64_t number :
+       {700 * kMiB, 149 * kMiB, kMiB / 2, (8192 + 32) * int64_t{1024}, 850 * kMiB, 1000 * kMiB, 50 * kMiB})
+    EXPECT_NE(text.find(std::to_string(number)), std::string::npos) << number << ": " << text;
+  EXPECT_NE(text.find("90 % of"), std::string::npos) << text;
+  EXPECT_NE(text.find("gpu_memory_fraction"), std::string::npos) << text;
+  text = complaint({.cache_bytes = 2 * kMiB}, paged_states());
+  EXPECT_NE(text.find("lower cache_bytes"), std::string::npos) << text;
+  text = complaint({}, slot_states(kMiB));
+  EXPECT_NE(text.find(std::to_string(2 * kMiB) + " for the caches"), std::string::npos) << text;
+  memory.weights = 900 * kMiB;
+  text = complaint({}, paged_states());
+  EXPECT_NE(text.find(std::to_string(900 * kMiB)), std::string::npos) << text;
+  // Without states nothing needs to be left.
+  memory.weights = 700 * kMiB, memory.graphs = kMiB;
+  EXPECT_EQ(resolve_device_limits({}, model, {}, memory).max_num_seqs, 256);
+}
+
+TEST(DeviceLimits, AFractionOutOfRangeIsNamed) {
+  const ModelFacts model{.vocab_size = 100, .max_positions = 8192};
+  for (double fraction : {-0.1, 1.1, std::nan("")}) {
+    const std::string text = refusal(ErrorKind::kInvalidArgument, [&] {
+      resolve_device_limits({.gpu_memory_fraction = fraction}, model, paged_states(), device_of(1000 * kMiB));
+    });
+    EXPECT_NE(text.find("gpu_memory_fraction"), std::string::npos) << text;
+  }
 }
 
 class MadeUpSystem : public testing::Test {

@@ -95,8 +95,9 @@ def run_region_kernel(
     act: str,
     operands: Sequence[torch.Tensor],
     outputs: Sequence[torch.Tensor],
+    sizes: tuple[int, int],
 ) -> None:
-    """Runs the kernel of a region instruction on views of its operands; fills `outputs`."""
+    """Runs the kernel of a region instruction on views of its operands; fills `outputs`. The views say all of sizes."""
     walk = walk_of(instruction, values, params)
     source = region_source.region_source(region, walk.iteration, act)
     args, grid = region_launch(instruction, walk)

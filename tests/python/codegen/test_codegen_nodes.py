@@ -161,7 +161,7 @@ def test_integers_beyond_the_reference(op: str) -> None:
     region = Region(("i64", "i64"), (RegionNode(op, "i64", (0, 1)),), (2,))
     made = instruction_of(region, [View("i64", (12,)), View("i64", (12,))], (12,))
     out = torch.full((12,), 99, dtype=torch.int64)
-    run_region_kernel(region, made.instruction, made.values, [], "float32", [a, b], [out])
+    run_region_kernel(region, made.instruction, made.values, [], "float32", [a, b], [out], (1, 1))
     assert out.tolist() == wanted
 
 

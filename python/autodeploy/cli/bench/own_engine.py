@@ -20,6 +20,8 @@ def make_engine(options: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
         max_num_seqs=cases.MAX_NUM_SEQS,
         threads=options["threads"],
         exact=options.get("exact", False),
+        load_format=options.get("load_format", "auto"),
+        dummy_seed=options.get("dummy_seed", 0),
         progress=False,
     )
     rounds = 0

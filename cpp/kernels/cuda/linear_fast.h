@@ -1,0 +1,13 @@
+// linear in half precision: few rows by the kernels that stream the weights, more by cuBLASLt.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "kernels/kernel.h"
+
+namespace autodeploy::cuda {
+
+std::unique_ptr<Kernel> make_linear_fast(const KernelSpec& spec, std::string* why);
+
+}  // namespace autodeploy::cuda

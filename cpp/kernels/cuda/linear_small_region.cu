@@ -1,0 +1,9 @@
+#include "kernels/cuda/linear_epilogue.h"
+#include "kernels/cuda/linear_small_run.inc"
+
+namespace autodeploy::cuda {
+
+AD_SMALL_LINEAR(RegionStore<1>)
+AD_SMALL_LINEAR(RegionStore<2>)
+
+}  // namespace autodeploy::cuda

@@ -1,0 +1,127 @@
+#include "runtime/cuda/cuda_model_runner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+
+namespace autodeploy::cuda {
+
+std::vector<int64_t> CudaModelRunner::make_ladder(int64_t max_seqs) {
+  std::vector<int64_t> ladder;
+  for (int64_t n = 1; n < max_seqs; n += n < 4 ? n : n < 16 ? 4 : n < 64 ? 8 : n < 256 ? 16 : 64)
+    ladder.push_back(n);
+  ladder.push_back(max_seqs);
+  return ladder;
+}
+
+CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int64_t vocab_size,
+                                 CudaRunnerOptions options)
+    : executor_(executor),
+      queue_(queue),
+      options_(std::move(options)),
+      upload_({options_.max_tokens, options_.max_seqs, options_.max_seqs}, options_.page_sizes,
+              options_.max_pages, kInFlight),
+      sampler_(vocab_size, options_.max_seqs, options_.max_seq_len, kInFlight),
+      ladder_(make_ladder(options_.max_seqs)) {
+  for (Flight& flight : flights_) flight.done = std::make_unique<Event>();
+}
+
+// What is in flight writes to memory that goes away now.
+CudaModelRunner::~CudaModelRunner() {
+  try {
+    queue_->wait();
+  } catch (const std::exception&) {  // the device has failed, and somebody was told
+  }
+}
+
+void CudaModelRunner::launch(const Step& step) {
+  AD_ICHECK(num_launched_ - num_waited_ < kInFlight, "at most two steps are in flight");
+  const StepBatch& b = step.batch;
+  const int slot = static_cast<int>(num_launched_ % kInFlight);
+  Flight& flight = flights_[slot];
+  flight.num_rows = b.num_rows;
+  const DeviceSampler::Path path = DeviceSampler::path_for(step.rows);
+  const bool decodes = b.num_decodes == b.num_seqs && b.num_rows == b.num_seqs;
+  if (decodes && options_.graphs) {
+    const int64_t size = *std::lower_bound(ladder_.begin(), ladder_.end(), b.num_seqs);
+    const Graph& graph = graph_for(size, path);
+    const StepSizes sizes{size, size, size};
+    upload_.put(b, step.token_rows, sizes, slot, *queue_);
+    sampler_.upload(step.rows, size, path, slot, *queue_);
+    graph.launch(queue_->stream());
+    ++counters_.replayed_steps;
+  } else {
+    const StepSizes sizes{b.num_tokens, b.num_seqs, b.num_rows};
+    const DeviceStep device = upload_.put(b, step.token_rows, sizes, slot, *queue_);
+    if (b.num_rows > 0) sampler_.upload(step.rows, b.num_rows, path, slot, *queue_);
+    enqueue(b, device, sizes, path);
+  }
+  ++(decodes ? counters_.decode_steps : counters_.other_steps);
+  if (b.num_rows > 0) sampler_.download(b.num_rows, path, slot, *queue_);
+  flight.done->record(queue_->stream());
+  ++num_launched_;
+}
+
+void CudaModelRunner::enqueue(const StepBatch& batch, const DeviceStep& step, const StepSizes& sizes,
+                              DeviceSampler::Path path) {
+  sampler_.resolve_tokens(const_cast<int64_t*>(step.token_ids), upload_.token_rows(sizes), sizes.tokens,
+                          *queue_);
+  executor_->enqueue(batch, step);
+  if (sizes.rows > 0) sampler_.enqueue(executor_->logits(), sizes.rows, path, *queue_);
+  if (const char* error = take_launch_error())
+    throw Error(ErrorKind::kInternal,
+                detail::concat("[cuda] expected every kernel to start, found: ", error));
+}
+
+const Graph& CudaModelRunner::graph_for(int64_t size, DeviceSampler::Path path) {
+  Graph& graph = graphs_[{size, static_cast<int>(path)}];
+  if (graph) return graph;
+  const StepSizes sizes{size, size, size};
+  DeviceStep step = upload_.layout(sizes);
+  step.stream = queue_->stream();
+  step.num_decodes = size;
+  step.max_query_len = 1;
+  step.max_kv_len = options_.max_seq_len;
+  step.captured = true;
+  queue_->begin_recording();
+  try {
+    enqueue({}, step, sizes, path);
+    graph = queue_->end_recording();
+  } catch (...) {
+    queue_->abandon_recording();
+    throw;
+  }
+  ++counters_.graphs;
+  counters_.graph_nodes = std::max(counters_.graph_nodes, graph.num_nodes());
+  return graph;
+}
+
+void CudaModelRunner::record_graphs() {
+  for (int64_t size : ladder_) graph_for(size, DeviceSampler::Path::kGreedy);
+}
+
+BatchResult CudaModelRunner::wait() {
+  AD_ICHECK(num_waited_ < num_launched_, "a step is launched before it is waited for");
+  const int slot = static_cast<int>(num_waited_++ % kInFlight);
+  BatchResult result;
+  try {
+    flights_[slot].done->wait();
+  } catch (const Error& error) {
+    // CUDA's errors of running kernels stay until the process ends.
+    result.failure = error.what();
+    result.fatal = true;
+    return result;
+  }
+  result.rows = sampler_.collect(flights_[slot].num_rows, slot);
+  return result;
+}
+
+int64_t CudaModelRunner::plan_bytes(const CudaRunnerOptions& o, int64_t vocab_size) {
+  return StepUpload::plan_bytes({o.max_tokens, o.max_seqs, o.max_seqs}, o.page_sizes.size(), o.max_pages) +
+         DeviceSampler::plan_bytes(vocab_size, o.max_seqs, o.max_seq_len);
+}
+
+int64_t CudaModelRunner::bytes() const { return upload_.bytes() + sampler_.bytes(); }
+
+}  // namespace autodeploy::cuda
