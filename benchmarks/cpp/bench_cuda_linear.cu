@@ -5,7 +5,8 @@
 //   nvcc -std=c++20 -O3 -arch=sm_90a -Icpp -Icpp/include benchmarks/cpp/bench_cuda_linear.cu
 //        cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error}.cc -ldl -o
 //        bench_cuda_linear
-//   bench_cuda_linear [--shapes 8b,1b,3b | 4096x14336,...] [--rows 1,2,4,8,16,32,64] [--only PART] [--best 3]
+//   bench_cuda_linear [--shapes 8b,1b,3b | 4096x14336,...] [--rows 1,2,4,8,16,32,64] (2048 at most) [--only
+//   PART] [--best 3]
 //                     [--no-overlap] [--csv FILE] [--chain 8b,1b,3b] [--pause 1.5]
 //
 // --only takes variants whose name contains PART. Of each shape the --best fastest are printed; --csv writes
@@ -30,6 +31,7 @@
 #include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_small_kernel.h"
+#include "kernels/cuda/linear_tensor_kernel.h"
 #include "kernels/cuda/processors.h"
 
 using namespace autodeploy;
@@ -196,6 +198,38 @@ void add_mma_rows(std::vector<Variant>* variants) {
   add_mma<2, kRowGroups, 4, false>(variants);
   add_mma<2, kRowGroups, 8, false>(variants);
   add_mma<4, kRowGroups, 4, false>(variants);
+}
+
+size_t g_workspace_bytes = size_t{64} << 20;
+uint8_t* g_workspace = nullptr;
+
+template <int kRows, int kOutputs, int kDown, int kAcross, int kStages>
+void add_tensor(std::vector<Variant>* variants) {
+  allow_shared(tensor_linear_kernel<bf16, kRows, kOutputs, kDown, kAcross, kStages>,
+               tensor_shared<kRows, kOutputs, kStages>());
+  for (int splits : {1, 2, 3, 4, 6, 8}) {
+    std::ostringstream name;
+    name << "tensor " << kRows << "x" << kOutputs << " stages" << kStages << " splits" << splits;
+    variants->push_back({name.str(), 9, 1 << 30,
+                         [=](int m, int n, int k) {
+                           return splits == 1 || (k / (64 * splits) >= 4 &&
+                                                  size_t{4} * static_cast<size_t>(splits) *
+                                                          static_cast<size_t>(m) * static_cast<size_t>(n) <=
+                                                      g_workspace_bytes &&
+                                                  (n + kOutputs - 1) / kOutputs * splits <= 6 * g_processors);
+                         },
+                         [=](const Product& p, Stream stream, bool overlap) -> const char* {
+                           const SmallLinearArgs small = args_of(p);
+                           TensorLinearArgs a;
+                           a.x = small.x, a.y = small.y, a.weight = p.w;
+                           a.rows = p.m, a.cols = p.k, a.outputs = p.n;
+                           a.pairs = p.n % 2 == 0, a.splits = splits;
+                           a.partial = reinterpret_cast<float*>(g_workspace);
+                           launch_tensor_linear<bf16, kRows, kOutputs, kDown, kAcross, kStages>(a, stream,
+                                                                                                overlap);
+                           return take_launch_error();
+                         }});
+  }
 }
 
 // ---- timing ----
@@ -460,13 +494,14 @@ int main(int argc, char** argv) {
   CHECK_CUDA(cudaEventCreate(&d.begin));
   CHECK_CUDA(cudaEventCreate(&d.end));
   d.capacity = int64_t{1} << 30;
-  constexpr int64_t kMaxRows = 64, kMaxX = 32768, kMaxOutputs = 262144;
+  constexpr int64_t kMaxRows = 2048, kMaxX = 32768, kMaxOutputs = 262144;
   CHECK_CUDA(cudaMalloc(&d.weights, static_cast<size_t>(d.capacity) * 2));
   CHECK_CUDA(cudaMalloc(&d.x, kMaxRows * kMaxX * 2));
   CHECK_CUDA(cudaMalloc(&d.y, kMaxRows * kMaxOutputs * 2));
   CHECK_CUDA(cudaMalloc(&d.expected, kMaxRows * kMaxOutputs * 4));
   CHECK_CUDA(cudaMalloc(&d.worst, 4));
   CHECK_CUDA(cudaMalloc(&d.workspace, LtLinear::kWorkspace));
+  CHECK_CUDA(cudaMalloc(&g_workspace, g_workspace_bytes));
   fill<<<1024, 256, 0, d.stream>>>(d.weights, d.capacity, 1);
   fill<<<1024, 256, 0, d.stream>>>(d.x, kMaxRows * kMaxX, 2);
   CHECK_CUDA(cudaStreamSynchronize(d.stream));
@@ -504,6 +539,11 @@ int main(int argc, char** argv) {
   add_gemv<4, 4>(&variants);
   add_mma_rows<1>(&variants);
   add_mma_rows<2>(&variants);
+  add_tensor<32, 128, 1, 8, 5>(&variants);
+  add_tensor<32, 64, 1, 4, 6>(&variants);
+  add_tensor<64, 128, 2, 4, 4>(&variants);
+  add_tensor<64, 64, 2, 4, 5>(&variants);
+  add_tensor<128, 128, 2, 2, 3>(&variants);
   std::FILE* csv = csv_path.empty() ? nullptr : std::fopen(csv_path.c_str(), "w");
   if (csv) std::fprintf(csv, "model,m,n,k,variant,us\n");
   for (const Shape& s : list) {

@@ -1,58 +1,10 @@
 // expert_linear without tensor cores: rows sorted by expert, then each expert's rows multiplied together
 // (Shazeer et al. 2017, arXiv:1701.06538). A row's result does not depend on the others of its expert.
-#include <algorithm>
-
+#include "kernels/cuda/expert_rows.h"
 #include "kernels/cuda/linear_tile.h"
 
 namespace autodeploy::cuda {
 namespace {
-
-// ---- rows by expert ----
-
-struct SortArgs {
-  const int64_t* ids = nullptr;
-  int64_t stride = 0, count = 0, experts = 0;
-  int32_t *order = nullptr, *counts = nullptr;
-};
-
-constexpr int kSortThreads = 256, kSortWarps = kSortThreads / kWarpSize;
-
-// Block e lists the rows of expert e, in order, behind those of the experts before it; block `experts` those
-// of no expert.
-__global__ void __launch_bounds__(kSortThreads) sort_by_expert(SortArgs a) {
-  __shared__ int32_t found[kSortWarps];
-  wait_for_previous();
-  let_next_start();
-  const int tid = static_cast<int>(threadIdx.x), lane = tid % kWarpSize, warp = tid / kWarpSize;
-  const int64_t mine = blockIdx.x;
-  const auto expert_of = [&](int64_t i) {
-    const int64_t id = a.ids[i * a.stride];
-    return id >= 0 && id < a.experts ? id : a.experts;
-  };
-  int32_t before = 0;  // rows of experts before this one
-  for (int64_t i = tid; i < a.count; i += kSortThreads) before += expert_of(i) < mine;
-#pragma unroll
-  for (int d = kWarpSize / 2; d > 0; d /= 2) before += __shfl_xor_sync(0xffffffffu, before, d);
-  if (lane == 0) found[warp] = before;
-  __syncthreads();
-  int32_t at = 0;
-  for (int w = 0; w < kSortWarps; ++w) at += found[w];
-  const int32_t first = at;
-  for (int64_t i = 0; i < a.count; i += kSortThreads) {
-    const bool is_mine = i + tid < a.count && expert_of(i + tid) == mine;
-    const uint32_t votes = __ballot_sync(0xffffffffu, is_mine);
-    __syncthreads();
-    if (lane == 0) found[warp] = __popc(votes);
-    __syncthreads();
-    int32_t place = at;
-    for (int w = 0; w < kSortWarps; ++w) {
-      if (w < warp) place += found[w];
-      at += found[w];
-    }
-    if (is_mine) a.order[place + __popc(votes & ((1u << lane) - 1))] = static_cast<int32_t>(i + tid);
-  }
-  if (tid == 0) a.counts[mine] = at - first;
-}
 
 // ---- products ----
 
@@ -66,50 +18,14 @@ struct ExpertArgs {
   int64_t w_expert = 0, w_stride = 0, bias_expert = 0, bias_stride = 0;
 };
 
-// The place of a block in the list of all experts' tiles: its expert and the first and last + 1 of its rows
-// in the order; expert -1 beyond the last tile.
-struct Tile {
-  int expert, first, last;
-};
-template <int kRows>
-AD_DEVICE void find_tile(const ExpertArgs& a, int64_t tile, Tile* found) {
-  if (threadIdx.x == 0) *found = {-1, 0, 0};
-  __syncthreads();
-  if (threadIdx.x < kWarpSize) {
-    const int lane = static_cast<int>(threadIdx.x);
-    int64_t tiles = 0;
-    int rows = 0;
-    for (int64_t e = 0; e <= a.experts; e += kWarpSize) {
-      const int count = e + lane <= a.experts ? a.counts[e + lane] : 0;
-      int tiles_to = (count + kRows - 1) / kRows, rows_to = count;
-#pragma unroll
-      for (int d = 1; d < kWarpSize; d *= 2) {
-        const int t = __shfl_up_sync(0xffffffffu, tiles_to, static_cast<unsigned>(d));
-        const int r = __shfl_up_sync(0xffffffffu, rows_to, static_cast<unsigned>(d));
-        if (lane >= d) tiles_to += t, rows_to += r;
-      }
-      const int64_t from = tiles + tiles_to - (count + kRows - 1) / kRows;
-      if (tile >= from && tile < tiles + tiles_to) {
-        const int first = rows + rows_to - count;
-        const int begin = first + static_cast<int>(tile - from) * kRows, end = first + count;
-        *found = {static_cast<int>(e) + lane, begin, begin + kRows < end ? begin + kRows : end};
-      }
-      tiles += __shfl_sync(0xffffffffu, tiles_to, kWarpSize - 1);
-      rows += __shfl_sync(0xffffffffu, rows_to, kWarpSize - 1);
-      if (tile < tiles) break;
-    }
-  }
-  __syncthreads();
-}
-
 template <class Work>
 __global__ void __launch_bounds__(Work::kThreads) expert_kernel(ExpertArgs a) {
   __shared__ typename Work::Shared shared;
-  __shared__ Tile tile;
+  __shared__ ExpertTile tile;
   __shared__ int32_t rows[Work::kRowsOfTile];
   wait_for_previous();
   let_next_start();
-  find_tile<Work::kRowsOfTile>(a, blockIdx.x, &tile);
+  find_expert_tile<Work::kRowsOfTile>(a.counts, a.experts, blockIdx.x, &tile);
   if (tile.expert < 0) return;
   const int n = tile.last - tile.first;
   for (int r = static_cast<int>(threadIdx.x); r < Work::kRowsOfTile; r += Work::kThreads) {
@@ -143,13 +59,12 @@ __global__ void __launch_bounds__(Work::kThreads) expert_kernel(ExpertArgs a) {
 
 struct ExpertState {
   DType x = DType::kF32, weight = DType::kF32;
-  int64_t repeat = 1, order_bytes = 0;
+  int64_t repeat = 1, max_count = 0;
 };
 
 template <class Work>
 void launch_experts(const KernelCall& call, const ExpertArgs& a, int64_t count) {
-  // Each expert that has rows has at most one tile that is not full.
-  const int64_t tiles = count / Work::kRowsOfTile + std::min(count, a.experts + 1);
+  const int64_t tiles = max_expert_tiles(count, a.experts, Work::kRowsOfTile);
   const dim3 grid(static_cast<unsigned>(tiles), blocks_for(a.cols, Work::kColsOfTile));
   launch({grid, dim3(Work::kThreads), stream_of(call), 0, true}, expert_kernel<Work>, a);
 }
@@ -159,13 +74,11 @@ void run_expert_linear(const ExpertState& s, const KernelCall& call) {
                    &y = call.out[0];
   ExpertArgs a;
   a.experts = weight.shape[0], a.cols = weight.shape[1], a.depth = weight.shape[2];
-  int32_t* order = reinterpret_cast<int32_t*>(call.workspace);
-  int32_t* counts = reinterpret_cast<int32_t*>(call.workspace + s.order_bytes);
   const int64_t count = ids.shape[0];
   if (count == 0) return;
-  launch({dim3(static_cast<unsigned>(a.experts + 1)), dim3(kSortThreads), stream_of(call), 0, true},
-         sort_by_expert, SortArgs{ids.as<const int64_t>(), ids.stride[0], count, a.experts, order, counts});
-  a.order = order, a.counts = counts;
+  const ExpertOrder rows(call.workspace, s.max_count);
+  launch_expert_sort(rows, ids, a.experts, stream_of(call));
+  a.order = rows.order, a.counts = rows.counts;
   a.x = DeviceRows(x, 1), a.y = DeviceRows(y, 1);
   a.repeat = s.repeat;
   const int64_t x_size = dtype_size(s.x), w_size = dtype_size(s.weight);
@@ -215,9 +128,9 @@ std::unique_ptr<Kernel> make_expert_linear(const KernelSpec& spec, std::string* 
   const int64_t rows = check.max_rows(ids, 0), experts = weight.shape[0].constant;
   check.that(rows <= INT32_MAX && experts < INT32_MAX, "rows and experts that 32 bits can count",
              std::to_string(rows) + " and " + std::to_string(experts));
-  state.order_bytes = (rows * 4 + 63) / 64 * 64;
+  state.max_count = rows;
   return make_function_kernel("expert_linear.plain", state, run_expert_linear,
-                              state.order_bytes + (experts + 1) * 4);
+                              ExpertOrder::bytes(rows, experts));
 }
 
 }  // namespace autodeploy::cuda

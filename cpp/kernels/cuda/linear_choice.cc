@@ -1,5 +1,7 @@
 #include "kernels/cuda/linear_choice.h"
 
+#include <algorithm>
+
 namespace autodeploy::cuda {
 
 bool can_stage_rows(int64_t rows, int64_t cols) { return rows * (cols + 96) * 2 <= (72 << 10); }
@@ -19,6 +21,19 @@ SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t output
   // More rows of the weights in a unit spare reads of x, where there are units enough even so.
   c.octets = outputs * slices / 32 >= 4 * int64_t{processors} ? 4 : 2;
   c.staged = norm || can_stage_rows(rows, cols);
+  return c;
+}
+
+TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outputs, int64_t experts,
+                                        int processors) {
+  TensorLinearChoice c;
+  const int64_t together = experts > 0 ? (rows + experts - 1) / experts : rows;
+  c.rows_of_tile = together <= 32 ? 32 : together <= 64 ? 64 : 128;
+  if (experts > 0 || rows > kMaxSplitRows) return c;
+  // Two blocks for each multiprocessor keep enough weights under way; a split has 8 stages at least.
+  const int64_t tiles = (rows + c.rows_of_tile - 1) / c.rows_of_tile * ((outputs + 127) / 128);
+  const int64_t splits = std::min({2 * int64_t{processors} / tiles, cols / (64 * 8), int64_t{8}});
+  c.splits = static_cast<int>(std::max<int64_t>(splits, 1));
   return c;
 }
 

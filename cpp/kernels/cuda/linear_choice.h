@@ -1,4 +1,4 @@
-// How `linear` for few rows is launched, for a shape and a device.
+// How kernels of `linear` are launched, for a shape and a device.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +24,20 @@ bool can_stage_rows(int64_t rows, int64_t cols);
 // `outputs` with `slices` products each.
 SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices, bool norm,
                                       int processors);
+
+// Of more rows none is split.
+constexpr int64_t kMaxSplitRows = 128;
+
+struct TensorLinearChoice {
+  int rows_of_tile = 128;  // 32, 64 or 128; tiles have 128 outputs
+  int splits = 1;          // of the inner dimension
+};
+
+// `experts`: those that the rows are spread over, 0 for a plain linear.
+TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outputs, int64_t experts,
+                                        int processors);
+
+// Up to so many rows of expert_linear are multiplied one by one, as their experts are mostly different.
+constexpr int64_t kMaxSingleExpertRows = 32;
 
 }  // namespace autodeploy::cuda

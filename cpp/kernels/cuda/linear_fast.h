@@ -1,4 +1,5 @@
-// linear in half precision: few rows by the kernels that stream the weights, more by cuBLASLt.
+// linear in half precision: few rows by the kernels that stream the weights, more by cuBLASLt, or by tiles of
+// our own.
 #pragma once
 
 #include <memory>

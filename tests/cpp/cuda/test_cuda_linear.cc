@@ -112,6 +112,22 @@ TEST(CudaLinear, StridedRowsAndBias) {
   }
 }
 
+TEST(CudaLinear, ShapesOfManyRows) {
+  for (int64_t m : {17, 31, 33, 64, 65, 130}) {
+    for (int64_t n : {1, 7, 130, 400}) {
+      for (int64_t k : {8, 72, 200}) check({DType::kBF16, m, n, k});
+    }
+  }
+  check({DType::kF16, 300, 1300, 64});  // several groups of tiles
+}
+
+TEST(CudaLinear, ManyRowsThatShareTheInnerDimensionAmongBlocks) {
+  for (Bias bias : {Bias::kNone, Bias::kAct, Bias::kF32}) {
+    for (int64_t n : {60, 61, 250}) check({DType::kF16, 20, n, 2056, 8, 0, bias});
+    check({DType::kBF16, 100, 66, 1544, 0, 0, bias});
+  }
+}
+
 TEST(CudaLinear, NoRows) { check({DType::kBF16, 0, 5, 16}); }
 
 }  // namespace

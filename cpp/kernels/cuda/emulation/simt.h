@@ -61,9 +61,17 @@ void run_grid(const dim3& grid, const dim3& block, size_t shared, const std::fun
 
 // ---- of the running thread ----
 
+struct AsyncCopy {
+  void* to = nullptr;
+  const void* from = nullptr;  // nullptr: zeros
+  size_t bytes = 0;
+  int group = 0;
+};
 struct Thread {
   uint3 thread_idx{}, block_idx{};
   dim3 block_dim, grid_dim;
+  std::vector<AsyncCopy> copies{};  // those under way
+  int copy_group = 0;
 };
 Thread& current();
 uint8_t* dynamic_shared();
@@ -72,6 +80,11 @@ int lane();
 void sync_block();
 // Sums an int over the block.
 int sync_block_count(int predicate);
+
+// Copies beside the thread: done when they are waited for and no earlier; until then the target holds NaNs.
+void copy_async(void* to, const void* from, size_t bytes);
+void commit_copies();
+void wait_copies(int pending_groups);
 
 constexpr int kExchangeBytes = 64;
 // Gives each lane of `mask` the values of all: a pointer to 32 slots of kExchangeBytes, valid until this
@@ -199,6 +212,9 @@ void __stcg(T* p, T v) {
 }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
