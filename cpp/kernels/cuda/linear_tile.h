@@ -32,7 +32,7 @@ AD_DEVICE void load_four(const LinearMatrix& m, int64_t row, int64_t k, int64_t 
   }
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    out[v] = k + v < depth ? load_act<T>(m.data, m.dtype, row + k + v) : 0.0f;
+    out[v] = k + v < depth ? load_common<T>(m.data, m.dtype, row + k + v) : 0.0f;
   }
 }
 

@@ -39,16 +39,16 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(SoftmaxArgs a) {
   const int64_t x = a.x.rows.offset(line), y = a.y.rows.offset(line), n = a.x.len;
   float top = -INFINITY;  // passes over NaN, which the sum meets
   for (int64_t i = lane; i < n; i += kLanes)
-    top = fmaxf(top, load_act<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
+    top = fmaxf(top, load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
   top = kBlock ? block_max(top, shared) : warp_max(top);
   float sum = 0;
   for (int64_t i = lane; i < n; i += kLanes)
-    sum += expf(load_act<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top);
+    sum += expf(load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top);
   sum = kBlock ? block_sum(sum, shared) : warp_sum(sum);
   const float shift = kLog ? logf(sum) : 1.0f / sum;
   for (int64_t i = lane; i < n; i += kLanes) {
-    const float v = load_act<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top;
-    store_act<T>(a.y.rows.data, a.y.dtype, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
+    const float v = load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top;
+    store_common<T>(a.y.rows.data, a.y.dtype, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
   }
 }
 
