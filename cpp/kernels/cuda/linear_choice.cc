@@ -10,7 +10,8 @@ SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t output
                                       int processors) {
   SmallLinearChoice c;
   c.l2_bytes = 96 << 10;
-  if (rows == 1) {
+  constexpr int64_t kMostCols = 64 << 10;  // gemv_kernel keeps all of x in shared memory
+  if (rows == 1 && cols <= kMostCols) {
     // A warp for each output, or several where there are not outputs enough for all warps.
     const int64_t warps = int64_t{processors} * c.warps;
     while (c.warps_k < c.warps && outputs * c.warps_k < warps && cols / (2 * c.warps_k) >= 512)
