@@ -248,9 +248,13 @@ CompiledKernels CompiledKernels::read(std::string_view json, const std::string& 
   return result;
 }
 
+bool has_compiled_kernels(const std::string& artifact_dir) {
+  return std::ifstream(artifact_dir + "/" + kFile).good();
+}
+
 std::shared_ptr<const CompiledKernels> CompiledKernels::load(const std::string& artifact_dir) {
+  if (!has_compiled_kernels(artifact_dir)) return nullptr;
   const std::string path = artifact_dir + "/" + kFile;
-  if (!std::ifstream(path).good()) return nullptr;
   auto result = std::make_shared<CompiledKernels>(
       read(file_text(path), sha256_of(file_text(artifact_dir + "/program.json"))));
   result->folder_ = artifact_dir + "/kernels";

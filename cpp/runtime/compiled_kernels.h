@@ -99,6 +99,9 @@ class CompiledKernels {
   std::map<std::pair<int32_t, std::vector<int32_t>>, CompiledLaunch> launches_;
 };
 
+// Whether an artifact has kernels.json.
+bool has_compiled_kernels(const std::string& artifact_dir);
+
 // A launch's expressions for one instruction: attributes are numbers now, every view and dim is there, and
 // each argument has the type of its parameter. Throws Error(kInvalidArtifact).
 struct BoundLaunch {

@@ -20,8 +20,10 @@ class Chooser {
 
   std::vector<ChosenKernel> choose() {
     for (size_t i = 0; i < c_.program.instructions.size(); ++i) {
-      path_.assign(1, static_cast<int32_t>(i));
-      add(c_.program.instructions[i], static_cast<int32_t>(i), false);
+      const InstructionSpec& ins = c_.program.instructions[i];
+      const int32_t index = ins.origin >= 0 ? ins.origin : static_cast<int32_t>(i);
+      path_.assign(1, index);
+      add(ins, index, false);
     }
     return std::move(out_);
   }
@@ -78,12 +80,21 @@ class Chooser {
       for (const std::string& d : chosen.choice.declined) reasons += "; " + d;
       throw Error(ErrorKind::kUnsupported,
                   detail::concat(with_source(ins), "expected a kernel for ", ins.op, ", found ",
-                                 known ? "none that serves it" : "none of that name", reasons));
+                                 known ? "none that serves it" : "none of that name", reasons,
+                                 is_author_op(ins.op) && c_.options.device
+                                     ? "; its author's Triton kernel serves the GPU it was compiled for "
+                                       "(autodeploy compile --target)"
+                                     : ""));
     }
     for (size_t p = 0; p < ins.parts.size(); ++p) {
-      path_.push_back(static_cast<int32_t>(p));
-      add(ins.parts[p], index, true);
-      path_.pop_back();
+      const InstructionSpec& part = ins.parts[p];
+      const std::vector<int32_t> outer = path_;
+      if (part.origin >= 0)  // of a composite that a backend made: the part stands in the Program itself
+        path_.assign(1, part.origin);
+      else
+        path_.push_back(static_cast<int32_t>(p));
+      add(part, part.origin >= 0 ? part.origin : index, true);
+      path_ = outer;
     }
   }
 

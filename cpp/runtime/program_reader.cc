@@ -33,8 +33,8 @@ bool is_known_op(const std::string& op) {
 
 class Reader {
  public:
-  Reader(const Json& doc, DType act, std::shared_ptr<const PluginSet> plugins)
-      : doc_(doc), act_(act), regions_(program_.regions) {
+  Reader(const Json& doc, DType act, std::shared_ptr<const PluginSet> plugins, bool compiled_kernels)
+      : doc_(doc), act_(act), compiled_kernels_(compiled_kernels), regions_(program_.regions) {
     program_.plugins = std::move(plugins);
   }
 
@@ -346,7 +346,7 @@ class Reader {
       if (facts.is_object() && facts.contains("library") && facts.at("library").is_string())
         hint = ", such as " + facts.at("library").get<std::string>().substr(0, 200);
     }
-    const bool known = program_.plugins && program_.plugins->find(ins.op);
+    const bool known = compiled_kernels_ || (program_.plugins && program_.plugins->find(ins.op));
     AD_CHECK(known, ErrorKind::kUnsupported, "[program.json: ", ins.where,
              "] expected a plug-in that provides ", show(Json(ins.op)),
              ", an operator of the model's author, found ",
@@ -556,6 +556,7 @@ class Reader {
 
   const Json& doc_;
   const DType act_;
+  const bool compiled_kernels_ = false;  // may serve operators of an author's own
   ProgramSpec program_;
   const std::vector<RegionProgram>& regions_;  // of the program, for its bodies too
   bool lenient_ = false;
@@ -569,13 +570,14 @@ class Reader {
 
 }  // namespace
 
-ProgramSpec read_program(std::string_view json, DType act, std::shared_ptr<const PluginSet> plugins) {
+ProgramSpec read_program(std::string_view json, DType act, std::shared_ptr<const PluginSet> plugins,
+                         bool compiled_kernels) {
   const Json doc = parse_document(json);
-  return Reader(doc, act, std::move(plugins)).read();
+  return Reader(doc, act, std::move(plugins), compiled_kernels).read();
 }
 
-ProgramSpec load_program(const std::string& artifact_dir, DType act,
-                         std::shared_ptr<const PluginSet> plugins) {
+ProgramSpec load_program(const std::string& artifact_dir, DType act, std::shared_ptr<const PluginSet> plugins,
+                         bool compiled_kernels) {
   const std::string path = artifact_dir + "/program.json";
   std::ifstream in(path, std::ios::binary);
   AD_CHECK(in.good(), ErrorKind::kIo, "[program.json] expected a readable file, found none at ", path,
@@ -584,7 +586,7 @@ ProgramSpec load_program(const std::string& artifact_dir, DType act,
   text << in.rdbuf();
   AD_CHECK(!in.bad() && !text.fail(), ErrorKind::kIo, "[program.json] expected to read ", path,
            ", found an input error");
-  return read_program(text.str(), act, std::move(plugins));
+  return read_program(text.str(), act, std::move(plugins), compiled_kernels);
 }
 
 }  // namespace autodeploy

@@ -66,6 +66,7 @@ struct InstructionSpec {
   std::vector<int32_t> states;
   std::vector<std::pair<int32_t, int32_t>> alias;  // (out position, in position)
   std::vector<InstructionSpec> parts;              // of a composite
+  int32_t origin = -1;                             // place in the Program, where a backend moved it
   int32_t region = -1;                             // of op "region"
   int32_t body = -1;                               // of op "over_keys"
   std::string source;

@@ -82,7 +82,12 @@ int64_t TokenFilter::draw(const float* logits, float max, const SamplingParams& 
     }
     count = math.collect_at_least(probs_.data(), vocab_size_, std::max(threshold, min_p), candidates_.data());
   }
-  if (params.top_p < 1) count = select_mass(candidates_.data(), count, params.top_p * total);
+  if (params.top_p < 1) {
+    count = select_mass(candidates_.data(), count, params.top_p * total);
+    // Draws go along the tokens, whatever order the selection left.
+    std::sort(candidates_.data(), candidates_.data() + count,
+              [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+  }
   double kept = 0;
   int64_t num_kept = 0;
   for (int64_t i = 0; i < count; ++i) {

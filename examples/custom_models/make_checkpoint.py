@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 CLASSES = {
     "dense": ("DenseConfig", "DenseForCausalLM"),
     "hybrid": ("HybridConfig", "HybridForCausalLM"),
+    "gated_norm": ("GatedNormConfig", "GatedNormForCausalLM"),
     "own_kernel": ("OwnKernelConfig", "OwnKernelForCausalLM"),
 }
 

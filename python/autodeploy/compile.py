@@ -203,6 +203,7 @@ def write(
     report: Report = lambda text: None,
 ) -> Path:
     """Writes the artifact. Raises ValueError, and then leaves nothing behind."""
+    from .lowering.author_ops import author_schemas
     from .weights.pack import plan_pack, write_packed
 
     source, weights = compiled.source, compiled.weights
@@ -220,7 +221,8 @@ def write(
     made = None
     if targets.archs:
         options |= {"targets": [f"cuda:{arch}" for arch in targets.archs], "acts": list(targets.acts)}
-        made = generate(compiled.program, targets, cache_folder=kernel_cache, report=report)
+        schemas = author_schemas(compiled.program)
+        made = generate(compiled.program, targets, schemas=schemas, cache_folder=kernel_cache, report=report)
     provenance = Provenance(
         source=source.named,
         revision=source.revision,

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) cumsum_kernel(CumsumArgs a) {
   for (int64_t first = 0; first < a.x.len; first += kLanes) {
     const int64_t i = first + lane;
     Sum v = 0;
-    if (i < a.x.len) v = static_cast<Sum>(load_element<In>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
+    if (i < a.x.len) v = static_cast<Sum>(load_as<In>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
     v = warp_scan(v);
     Sum total = __shfl_sync(0xffffffffu, v, kWarpSize - 1);
     if constexpr (kBlock) {
@@ -56,8 +56,7 @@ __global__ void __launch_bounds__(kThreads) cumsum_kernel(CumsumArgs a) {
       v += before;
       __syncthreads();
     }
-    if (i < a.x.len)
-      store_element<Out>(a.y.rows.data, a.y.dtype, y + i * a.y.stride, static_cast<Out>(carry + v));
+    if (i < a.x.len) store_as<Out>(a.y.rows.data, a.y.dtype, y + i * a.y.stride, static_cast<Out>(carry + v));
     carry += total;
   }
 }

@@ -17,14 +17,14 @@ AD_DEVICE float multiply_add(float a, float b, float c) {
 
 // The element type of a class of dtypes, as kernels compute it: float for every float dtype.
 template <class T>
-AD_DEVICE T load_element(const void* data, DType t, int64_t i) {
+AD_DEVICE T load_as(const void* data, DType t, int64_t i) {
   if constexpr (std::is_same_v<T, float>)
     return load_float(data, t, i);
   else
     return static_cast<const T*>(data)[i];
 }
 template <class T>
-AD_DEVICE void store_element(void* data, DType t, int64_t i, T v) {
+AD_DEVICE void store_as(void* data, DType t, int64_t i, T v) {
   if constexpr (std::is_same_v<T, float>)
     store_float(data, t, i, v);
   else

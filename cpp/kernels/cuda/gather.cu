@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(ScatterArgs a) {
   const int64_t place = blockIdx.x % a.blocks_per_line * kThreads + tid;
   const bool mine = place < a.y.len;
   T value{};
-  if (mine) value = load_element<T>(a.x.rows.data, a.x.dtype, a.x.rows.offset(line) + place * a.x.stride);
+  if (mine) value = load_as<T>(a.x.rows.data, a.x.dtype, a.x.rows.offset(line) + place * a.x.stride);
   const int64_t index = a.index.rows.offset(line), src = a.src.rows.offset(line);
   for (int64_t first = 0; first < a.index.len; first += kThreads) {
     const int64_t n = a.index.len - first < kThreads ? a.index.len - first : kThreads;
@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(ScatterArgs a) {
     for (int i = 0; i < n; ++i) {
       if (wanted[i] == place && mine)
         value = scattered<T, kAdd>(
-            value, load_element<T>(a.src.rows.data, a.src.dtype, src + (first + i) * a.src.stride));
+            value, load_as<T>(a.src.rows.data, a.src.dtype, src + (first + i) * a.src.stride));
     }
     __syncthreads();
   }
-  if (mine) store_element<T>(a.y.rows.data, a.y.dtype, a.y.rows.offset(line) + place * a.y.stride, value);
+  if (mine) store_as<T>(a.y.rows.data, a.y.dtype, a.y.rows.offset(line) + place * a.y.stride, value);
 }
 
 struct IndexState {

@@ -6,8 +6,8 @@
 
 namespace autodeploy::cuda {
 
-// A matrix of rows in memory whose elements are contiguous. T is its dtype, void where that is known at run
-// time; `packs`: four neighbours may be loaded at once.
+// A matrix of rows in memory whose elements are contiguous. T is its dtype, or AnyFloat; `packs`: four
+// neighbours may be loaded at once.
 struct LinearMatrix {
   const void* data = nullptr;
   DType dtype = DType::kF32;
@@ -17,7 +17,7 @@ struct LinearMatrix {
 // Four elements of a row that begins at `row`, from column k on; zeros at and beyond `depth`.
 template <class T>
 AD_DEVICE void load_four(const LinearMatrix& m, int64_t row, int64_t k, int64_t depth, float (&out)[4]) {
-  if constexpr (!std::is_void_v<T>) {
+  if constexpr (!std::is_same_v<T, AnyFloat>) {
     if (m.packs) {  // then depth is a multiple of four
       if (k < depth) {
         const auto p = *reinterpret_cast<const Pack<T, 4>*>(static_cast<const T*>(m.data) + row + k);
@@ -32,10 +32,7 @@ AD_DEVICE void load_four(const LinearMatrix& m, int64_t row, int64_t k, int64_t 
   }
 #pragma unroll
   for (int v = 0; v < 4; ++v) {
-    if constexpr (std::is_void_v<T>)
-      out[v] = k + v < depth ? load_float(m.data, m.dtype, row + k + v) : 0.0f;
-    else
-      out[v] = k + v < depth ? to_float(static_cast<const T*>(m.data)[row + k + v]) : 0.0f;
+    out[v] = k + v < depth ? load_common<T>(m.data, m.dtype, row + k + v) : 0.0f;
   }
 }
 
@@ -129,13 +126,13 @@ template <class X, class W>
 using SmallLinearTile = LinearTile<X, W, 16, 32, 32, 2, 2>;
 constexpr int64_t kFewRows = 16;
 
-// f(TypeTag<X>, TypeTag<W>): the dtype where both have the same, else void.
+// f(TypeTag<X>, TypeTag<W>): the dtype where both have the same, else AnyFloat.
 template <class F>
 void dispatch_linear(DType x, DType w, F&& f) {
   if (x == w)
     dispatch_act(x, [&](auto t) { f(t, t); });
   else
-    f(TypeTag<void>{}, TypeTag<void>{});
+    f(TypeTag<AnyFloat>{}, TypeTag<AnyFloat>{});
 }
 
 }  // namespace autodeploy::cuda

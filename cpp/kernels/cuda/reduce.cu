@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(ReduceArgs a) {
   if (r < a.kept.rows) {
     const int64_t base = a.kept.offset(r);
     for (int64_t i = lane; i < a.gone.rows; i += lanes)
-      R::step(acc, load_element<In>(a.kept.data, a.x_dtype, base + a.gone.offset(i)), i);
+      R::step(acc, load_as<In>(a.kept.data, a.x_dtype, base + a.gone.offset(i)), i);
   }
   shared[lane * a.width + column] = acc;
   for (int half = lanes / 2; half > 0; half /= 2) {
@@ -102,8 +102,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(ReduceArgs a) {
       shared[lane * a.width + column] = acc;
     }
   }
-  if (lane == 0 && r < a.kept.rows)
-    store_element<typename R::Out>(a.y, a.y_dtype, r, R::result(acc, a.gone.rows));
+  if (lane == 0 && r < a.kept.rows) store_as<typename R::Out>(a.y, a.y_dtype, r, R::result(acc, a.gone.rows));
 }
 
 struct ReduceState {

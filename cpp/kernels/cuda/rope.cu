@@ -23,10 +23,10 @@ struct RopeArgs {
   bool interleaved = false;
 };
 
-// kPack neighbouring floats in one load; C is the table's dtype, void where it is known at run time.
+// kPack neighbouring floats in one load; C is the table's dtype, or AnyFloat.
 template <class C, int kPack>
 AD_DEVICE void load_table(const RopeTable& t, int64_t at, float (&out)[kPack]) {
-  if constexpr (std::is_void_v<C>) {
+  if constexpr (std::is_same_v<C, AnyFloat>) {
 #pragma unroll
     for (int v = 0; v < kPack; ++v) out[v] = load_float(t.data, t.dtype, at + v);
   } else {
@@ -126,7 +126,7 @@ void launch_rope(const RopeState& s, const KernelCall& call, RopeArgs a) {
     else if (s.same_tables && s.table == DType::kF32)
       launch(config, rope_kernel<T, float, kPack>, a);
     else
-      launch(config, rope_kernel<T, void, kPack>, a);
+      launch(config, rope_kernel<T, AnyFloat, kPack>, a);
   });
 }
 

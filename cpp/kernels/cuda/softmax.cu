@@ -14,21 +14,6 @@ struct SoftmaxArgs {
   DeviceLines x, y;
 };
 
-template <class T>
-AD_DEVICE float load_of_line(const DeviceLines& l, int64_t at) {
-  if constexpr (std::is_void_v<T>)
-    return load_float(l.rows.data, l.dtype, at);
-  else
-    return to_float(static_cast<const T*>(l.rows.data)[at]);
-}
-template <class T>
-AD_DEVICE void store_of_line(const DeviceLines& l, int64_t at, float v) {
-  if constexpr (std::is_void_v<T>)
-    store_float(l.rows.data, l.dtype, at, v);
-  else
-    static_cast<T*>(l.rows.data)[at] = from_float<T>(v);
-}
-
 AD_DEVICE float block_max(float v, float* shared) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize,
             warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -41,7 +26,7 @@ AD_DEVICE float block_max(float v, float* shared) {
   return v;
 }
 
-// T is the dtype of both, void where that is known at run time.
+// T is the dtype of both, AnyFloat where they differ.
 template <class T, bool kBlock, bool kLog>
 __global__ void __launch_bounds__(kThreads) softmax_kernel(SoftmaxArgs a) {
   __shared__ float shared[33];
@@ -53,15 +38,17 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(SoftmaxArgs a) {
   if (line >= a.x.rows.rows) return;  // whole warps; with kBlock there is none
   const int64_t x = a.x.rows.offset(line), y = a.y.rows.offset(line), n = a.x.len;
   float top = -INFINITY;  // passes over NaN, which the sum meets
-  for (int64_t i = lane; i < n; i += kLanes) top = fmaxf(top, load_of_line<T>(a.x, x + i * a.x.stride));
+  for (int64_t i = lane; i < n; i += kLanes)
+    top = fmaxf(top, load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
   top = kBlock ? block_max(top, shared) : warp_max(top);
   float sum = 0;
-  for (int64_t i = lane; i < n; i += kLanes) sum += expf(load_of_line<T>(a.x, x + i * a.x.stride) - top);
+  for (int64_t i = lane; i < n; i += kLanes)
+    sum += expf(load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top);
   sum = kBlock ? block_sum(sum, shared) : warp_sum(sum);
   const float shift = kLog ? logf(sum) : 1.0f / sum;
   for (int64_t i = lane; i < n; i += kLanes) {
-    const float v = load_of_line<T>(a.x, x + i * a.x.stride) - top;
-    store_of_line<T>(a.y, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
+    const float v = load_common<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride) - top;
+    store_common<T>(a.y.rows.data, a.y.dtype, y + i * a.y.stride, kLog ? v - shift : expf(v) * shift);
   }
 }
 
@@ -93,7 +80,7 @@ void run_softmax(const SoftmaxState& s, const KernelCall& call) {
   if (a.x.dtype == a.y.dtype)
     dispatch_act(a.x.dtype, with_type);
   else
-    with_type(TypeTag<void>{});
+    with_type(TypeTag<AnyFloat>{});
 }
 
 std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, bool log) {

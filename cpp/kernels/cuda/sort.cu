@@ -46,16 +46,15 @@ struct SortArgs {
 
 template <class T>
 AD_DEVICE KeyOf<T> make_key(const SortArgs& a, int64_t x, int64_t i) {
-  const auto order = order_key(load_element<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
+  const auto order = order_key(load_as<T>(a.x.rows.data, a.x.dtype, x + i * a.x.stride));
   return KeyOf<T>::of(a.descending ? ~order : order, static_cast<uint32_t>(i));
 }
 
 // Gives place `rank` of a line its value and index.
 template <class T>
 AD_DEVICE void write_result(const SortArgs& a, int64_t line, int64_t rank, uint32_t index) {
-  const T v = load_element<T>(a.x.rows.data, a.x.dtype, a.x.rows.offset(line) + index * a.x.stride);
-  store_element<T>(a.values.rows.data, a.values.dtype, a.values.rows.offset(line) + rank * a.values.stride,
-                   v);
+  const T v = load_as<T>(a.x.rows.data, a.x.dtype, a.x.rows.offset(line) + index * a.x.stride);
+  store_as<T>(a.values.rows.data, a.values.dtype, a.values.rows.offset(line) + rank * a.values.stride, v);
   static_cast<int64_t*>(a.indices.rows.data)[a.indices.rows.offset(line) + rank * a.indices.stride] = index;
 }
 

@@ -94,7 +94,8 @@ class CudaBackend final : public EngineBackend {
         {"max_num_seqs", caches.limits.max_num_seqs},
         {"max_batch_tokens", caches.limits.max_batch_tokens},
         {"cache_bytes", caches.limits.max_bytes},
-        {"page_size", caches.limits.page_size}};
+        {"page_size", caches.limits.page_size},
+        {"load_format", options_.load_format == LoadFormat::kDummy ? "dummy" : "auto"}};
     const int64_t arena = executor_->arena_bytes(), graphs = graph_bytes();
     plan["memory"] = {{"weights", weight_bytes_},
                       {"arena", arena},
@@ -108,6 +109,7 @@ class CudaBackend final : public EngineBackend {
                       {"device_free_at_start", device_.free_bytes}};
     plan["graphs"] = {{"batch_sizes", runner_->ladder()}};
     plan["caches"] = caches_json(caches);
+    plan["notes"] = weights_.notes;
     return plan.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
 

@@ -4,6 +4,7 @@
 
 #include "core/error.h"
 #include "kernels/cuda/spec.h"
+#include "runtime/cuda/fusion.h"
 #include "runtime/executor_checks.h"
 #include "runtime/executor_choice.h"
 #include "runtime/executor_plan.h"
@@ -12,7 +13,7 @@
 namespace autodeploy::cuda {
 
 DeviceExecutor::DeviceExecutor(ProgramSpec program, Queue* queue, std::unique_ptr<GeneratedKernels> generated)
-    : program_(std::move(program)), queue_(queue), generated_(std::move(generated)) {
+    : program_(fuse(std::move(program))), queue_(queue), generated_(std::move(generated)) {
   for (const NamedValue& n : program_.inputs) {
     input_kinds_.push_back(n.name == "token_ids"   ? InputKind::kTokenIds
                            : n.name == "positions" ? InputKind::kPositions

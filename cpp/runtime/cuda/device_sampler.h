@@ -11,12 +11,20 @@
 
 namespace autodeploy::cuda {
 
+// Calls for a step come in this order, and those of two steps in the order of the steps: upload, enqueue,
+// download; collect when the copy has arrived. All work goes into one queue.
+//
+// What a row asks for is 64 bytes that go to the device with each step. Penalties, biases and forbidden
+// tokens lie in a slot on the device, an array over the vocabulary each, that a request is given with its
+// first row and that its draws keep up to date there; so a token that the host does not know yet is counted,
+// too. A row whose slot does not say the same number of generated tokens as the row (it was lent to others,
+// or a step failed) has it filled anew.
 class DeviceSampler {
  public:
   // kGreedy: the largest logit of each row, nothing else is asked for. kFull: all options.
   enum class Path { kGreedy, kFull };
 
-  // All memory is taken here. `slots`: steps that may be in flight.
+  // All memory is taken here. `slots`: steps that may be in flight. Uses the calling thread's device.
   DeviceSampler(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len, int slots);
   ~DeviceSampler();
 
@@ -32,12 +40,13 @@ class DeviceSampler {
   void enqueue(const TensorView& logits, int64_t padded_rows, Path path, Queue& queue);
   // Puts the copy of the results to the host into the queue.
   void download(int64_t num_rows, Path path, int slot, Queue& queue);
-  // The results of a slot whose copy has arrived, valid until the slot's next download.
+  // The results of a slot whose copy has arrived, valid until the slot's next collect.
   std::span<const SampledRow> collect(int64_t num_rows, int slot);
 
-  static int64_t plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len);  // on the device
-  int64_t bytes() const;                                                                 // on the device
-  int64_t pinned_bytes() const;                                                          // on the host
+  // bytes() of a sampler that is not there yet, but for the edits of rows on their way.
+  static int64_t plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len);
+  int64_t bytes() const;         // on the device
+  int64_t pinned_bytes() const;  // on the host
 
  private:
   struct Impl;

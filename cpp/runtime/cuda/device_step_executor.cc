@@ -22,8 +22,8 @@ class DeviceStepExecutor final : public StepExecutor {
                      FunctionRef<CachePlan(std::vector<StateSpec>&)> plan_caches)
       : replay_(options.replay),
         pool_(options.num_threads),
-        executor_(load_program(artifact_dir, options.act), &queue_,
-                  GeneratedKernels::load(artifact_dir, options.act, use_device(0))) {
+        executor_(load_program(artifact_dir, options.act, nullptr, has_compiled_kernels(artifact_dir)),
+                  &queue_, GeneratedKernels::load(artifact_dir, options.act, use_device(0))) {
     const ProgramSpec& program = executor_.program();
     std::vector<StateSpec> states = program.states;
     const CachePlan plan = plan_caches(states);

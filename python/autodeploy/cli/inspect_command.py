@@ -54,7 +54,8 @@ def memory_plan(artifact: Artifact, args: argparse.Namespace, *, required: bool)
     """The engine's plan for these limits; or None and the reason, where it cannot be made and is not required."""
     from autodeploy.llm.engine_options import EngineOptions, make_engine
 
-    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
+    names: tuple[str, ...] = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads")
+    names += ("device", "dtype", "exact")
     names += ("gpu_memory_fraction", "load_format", "dummy_seed")
     options = EngineOptions.from_user(**{name: getattr(args, name) for name in names})
     try:

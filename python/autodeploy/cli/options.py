@@ -60,7 +60,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `LLM` from the flags of a model and an engine."""
-    names = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads", "device", "dtype", "exact")
+    names: tuple[str, ...] = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads")
+    names += ("device", "dtype", "exact")
     names += ("gpu_memory_fraction", "load_format", "dummy_seed", "revision", "trust_remote_code", "plugins")
     return {name: getattr(args, name) for name in names}
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import linecache
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -16,8 +15,8 @@ from autodeploy.artifact.kernels import Kernel, KernelArg, Scratch, digest, spli
 
 from .region_source import KernelSource
 
-TRITON_VERSION = "3.6.0"
-"""What the launch contract of kernels.json was written for; another release may add parameters to kernels."""
+TRITON_VERSIONS = ((3, 6), (3, 10))
+"""From the first up to below the second: releases whose kernels are known to be launched as kernels.json says."""
 
 _ARG_TYPES = {"i32": "i32", "i64": "i64", "fp32": "f32"}
 # Contraction would skip a rounding; flushing would make 0 of small numbers within elementary functions.
@@ -35,7 +34,7 @@ class Binary:
 
 
 def require_triton() -> ModuleType:
-    """Triton, of the release that the launch contract is for. Raises ValueError saying what to install."""
+    """Triton, of a release that the launch contract holds for. Raises ValueError saying what to install."""
     try:
         import triton
     except ImportError:
@@ -43,17 +42,22 @@ def require_triton() -> ModuleType:
             "[codegen] expected Triton to compile kernels for GPUs, found none: install autodeploy[cuda], or compile "
             "with --target cpu"
         ) from None
-    if triton.__version__ != TRITON_VERSION:
+    release = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not TRITON_VERSIONS[0] <= release < TRITON_VERSIONS[1]:
+        low, high = (".".join(map(str, v)) for v in TRITON_VERSIONS)
         raise ValueError(
-            f"[codegen] expected Triton {TRITON_VERSION}, found {triton.__version__}: install autodeploy[cuda], or "
-            "compile with --target cpu"
+            f"[codegen] expected Triton from {low} to below {high}, found {triton.__version__}: install "
+            "autodeploy[cuda], or compile with --target cpu"
         )
     return triton
 
 
-def has_triton() -> bool:
-    """Whether some Triton is installed; it is not imported."""
-    return importlib.util.find_spec("triton") is not None
+def triton_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises where a function is wrong or too large for a target."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return CompilationError, OutOfResources, PTXASError
 
 
 def load_function(source: KernelSource, device: ModuleType) -> Any:
@@ -80,7 +84,7 @@ def compile_source(source: KernelSource, arch: int, targets: tuple[str, ...]) ->
 
 def compile_function(
     function: Any,
-    params: tuple[tuple[str, str, int], ...],
+    params: Sequence[tuple[str, str, int]],
     constexprs: dict[str, Any],
     options: dict[str, Any],
     arch: int,

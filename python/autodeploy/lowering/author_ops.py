@@ -54,6 +54,16 @@ def _attribute(call: Call, name: str, value: Any) -> Attr:
     raise call.error(f"expected a number, a text or a list of integers as {name}, found {value!r}")
 
 
+def author_schemas(program: Program) -> dict[str, list[tuple[str, bool]]]:
+    """The arguments of the author's operators in a Program, in the order of their schemas: (name, whether a tensor)."""
+    schemas = {}
+    for name in dict.fromkeys(i.op for i in program.instructions if "::" in i.op):
+        namespace, op = name.split("::")
+        schema = getattr(getattr(torch.ops, namespace), op).default._schema
+        schemas[name] = [(a.name, "Tensor" in str(a.type)) for a in schema.arguments]
+    return schemas
+
+
 def note_author_ops(program: Program) -> None:
     """Writes metadata `author_ops`: for each operator, the file name of the library that its author names."""
     names = dict.fromkeys(i.op for i in program.instructions if "::" in i.op)

@@ -70,6 +70,38 @@ def test_inspect_what_is_no_artifact(workshop, cli, target):
     assert err.count("\n") == 1
 
 
+def test_compile_for_a_gpu(workshop):
+    pytest.importorskip("triton", reason="Triton, of the extra `cuda`, is not installed")
+    folder, _ = workshop
+    done = shell(workshop, "autodeploy compile model -o for-gpu --target cuda:90,cuda:80 --act bfloat16")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "for-gpu" / "kernels.json").read_text())
+    assert {k["target"] for k in found["kernels"]} == {"sm_90", "sm_80", "compute_80"}
+    assert {act for launch in found["launches"] for act in launch["kernels"]} == {"bfloat16"}
+    done = shell(workshop, "autodeploy inspect for-gpu --section kernels --section summary && autodeploy cache list")
+    assert "compiled by triton" in done.stdout
+    assert "compiled GPU kernels" in done.stdout
+    done = shell(workshop, "autodeploy inspect artifact --section kernels && autodeploy cache clear")
+    assert "none: the model was compiled without --target" in done.stdout
+    assert "compiled GPU kernels removed" in done.stdout
+    # The CPU serves it as before.
+    if has_engine():
+        done = shell(workshop, "autodeploy generate for-gpu --prompt-ids 5,9 --max-tokens 2")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"), [("--target cuda:12", "expected cpu"), ("--target cuda:90 --act x", "types")]
+)
+def test_a_wrong_target_is_refused_at_once(workshop, flags, words):
+    folder, _ = workshop
+    done = shell(workshop, f"autodeploy compile model -o out-target {flags}")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (folder / "out-target").exists()
+
+
 def test_explain(workshop):
     done = shell(workshop, "autodeploy explain model --json")
     assert done.returncode == 0, done.stderr

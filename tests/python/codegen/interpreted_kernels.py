@@ -31,12 +31,13 @@ _LIBDEVICE: dict[str, Callable[..., torch.Tensor]] = {
 
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
-    """What is jitted or run in here is interpreted. Casts to bfloat16 round as on a GPU; the interpreter cuts off."""
+    """What is jitted or run in here is interpreted, with two of the interpreter's slips put right: it cuts off in casts
+    to bfloat16 instead of rounding, and spreads a condition over a block as numbers of the type that was compared."""
     import triton.language as tl
     from triton import knobs
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    plain = InterpreterBuilder.cast_impl
+    plain, splat = InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat
 
     def cast(self: Any, source: Any, to: Any) -> Any:
         if (source.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
@@ -44,13 +45,18 @@ def interpreting() -> Iterator[None]:
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
         return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
 
+    def spread(self: Any, to: Any, source: Any) -> Any:
+        if source.data.dtype != np.bool_:
+            return splat(self, to, source)
+        return TensorHandle(np.full(to.shape, source.data[0], dtype=np.bool_), tl.int1)
+
     with knobs.runtime.scope():
         knobs.runtime.interpret = True
-        InterpreterBuilder.cast_impl = cast
+        InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat = cast, spread
         try:
             yield
         finally:
-            InterpreterBuilder.cast_impl = plain
+            InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat = plain, splat
 
 
 @cache

@@ -118,6 +118,27 @@ def test_where(act: str) -> None:
         assert ulps(a, b) == 0.0, str(node)
 
 
+@pytest.mark.parametrize("op", [op for op, arity in REGION_OPS.items() if arity == 2 and op not in ("and", "or")])
+def test_constants_as_arguments(op: str) -> None:
+    """A value for all elements beside one for each, in both places, in every class; and two of them."""
+    given = [operands("float32")[i] for i in (0, 5, 6)]
+    constants = (("f32", 1.75), ("i64", 3), ("bool", True))
+    nodes = [RegionNode("const", d, (), v) for d, v in constants]
+    nodes += [RegionNode("const", d, (), v) for d, v in (("f32", -2.5), ("i64", -2), ("bool", False))]
+    for kind in range(3):
+        wide = given[kind].float() if kind == 0 else given[kind]
+        if not reference_has(op, (wide, wide)):
+            continue
+        for pair in ((kind, 3 + kind), (3 + kind, kind), (3 + kind, 6 + kind)):
+            nodes.append(RegionNode(op, "bool" if op in REGION_BOOL_OPS else constants[kind][0], pair))
+    count = 3 + 6
+    region = Region(("f32", "i64", "bool"), tuple(nodes), tuple(range(count, 3 + len(nodes))))
+    made = instruction_of(region, [View(d, SHAPE) for d in region.inputs], SHAPE)
+    found, expected = run_made(made, "float32", (1, 1), operands=given)
+    for node, a, b in zip(nodes[6:], found, expected, strict=True):
+        assert ulps(a, b) <= LOOSE.get(op, 1.0), f"{node}: {ulps(a, b):.3g} ulp"
+
+
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("exponent", [2.0, 3.0, 0.5, -0.5, -1.0, 1.0, 1.7, -2.0])
 def test_power_of_a_constant(exponent: float, act: str) -> None:

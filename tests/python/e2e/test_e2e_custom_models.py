@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -95,6 +96,23 @@ def test_an_authors_operator_needs_its_library(tmp_path: Path) -> None:
     other = tmp_path / plugin().name
     other.write_bytes(plugin().read_bytes() + b"\0")
     assert "sha256" in autodeploy(*run, "--plugin", other, cache=tmp_path, status=2)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton, of the extra `cuda`, is not installed")
+def test_an_authors_triton_kernel_is_compiled_into_the_artifact(tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    arguments = ("--trust-remote-code", "--target", "cuda:90", "--act", "bfloat16")
+    autodeploy("compile", checkpoint("gated_norm"), "-o", artifact, *arguments, cache=tmp_path)
+    found = json.loads((artifact / "kernels.json").read_text())
+    program = json.loads((artifact / "program.json").read_text())
+    served = [program["instructions"][launch["path"][0]]["op"] for launch in found["launches"]]
+    assert served.count("example::gated_norm") == 2
+    targets = [k["target"] for k in found["kernels"] if k["symbol"] == "gated_norm_kernel"]
+    assert sorted(targets) == ["compute_80", "sm_90"]
+    assert "gated_norm_kernel" in autodeploy("inspect", artifact, "--section", "kernels", cache=tmp_path)
+    # It is for GPUs: on the CPU the operator needs a library.
+    text = autodeploy("generate", artifact, "--prompt-ids", "5,9", "--max-tokens", "2", cache=tmp_path, status=2)
+    assert "expected a plug-in that provides" in text
 
 
 def test_explain_names_the_authors_operator(tmp_path: Path) -> None:

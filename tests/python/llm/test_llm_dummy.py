@@ -15,6 +15,7 @@ from autodeploy.testing.tiny_config import tiny_config
 from autodeploy.verify.params import load_params
 from autodeploy.weights.errors import WeightError
 from autodeploy.weights.weight_program import WeightProgram
+from devices import DEVICES
 from tiny_workshop import ROOT, environment, has_engine, make_checkpoint, run_shell
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not has_engine(), reason="the C++ engine was not built")]
@@ -41,6 +42,15 @@ def answers(model, **options):
         assert llm.plan()["limits"]["load_format"] == "dummy"
     logprobs = [logprob.logprob for o in outputs for place in o.logprobs for logprob in place.values()]
     return [o.token_ids for o in outputs], logprobs
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_devices_make_the_same_weights_up(device, workshop):
+    options = {"dummy_seed": 3, "max_batch_tokens": 64}
+    tokens, logprobs = answers(workshop / "artifact", **options)
+    found, near = answers(workshop / "artifact", device=device, dtype="float32", **options)
+    assert found == tokens
+    assert near == pytest.approx(logprobs, abs=1e-4)
 
 
 @pytest.fixture
