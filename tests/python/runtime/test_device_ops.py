@@ -23,7 +23,7 @@ from autodeploy.ops.generic import GenericSample, samples
 from autodeploy.testing.tolerances import OP_TOLERANCE
 from devices import DEVICES
 
-NAMES = ("embedding", "linear", "rope", "expert_linear", "select_rows", "known_length")
+NAMES = ("embedding", "linear", "rms_norm", "layer_norm", "rope", "expert_linear", "select_rows", "known_length")
 TOKEN_WISE = [p for p in SAMPLES if p.values[0].name in NAMES and p.values[1].steps[0].batch.rows]
 NAN, INF = math.nan, math.inf
 
@@ -139,7 +139,8 @@ def moved() -> Iterator[GenericSample]:
         yield of(f"transposed_{dtype}", "copy", [x.transpose(1, 2)])
         yield of(f"reversed_{dtype}", "copy", [x.permute(2, 1, 0)])
         yield of(f"columns_{dtype}", "copy", [x[:, 3:, 1:33]])
-        yield of(f"cat_{dtype}", "cat", [x[:, :, i : i + 1 + i] for i in range(8)], dim=2)
+        yield of(f"cat_{dtype}", "cat", [x[:, :, i : i + 1 + i] for i in range(10)], dim=2)
+        yield of(f"cat_columns_{dtype}", "cat", [x[:1, 3:35].transpose(1, 2), x[1:, :41, :32]], dim=0)
     yield of("packs", "copy", [random(2, 9, 3, 64)[:, 1, 16:48]])
     yield of("long", "copy", [random(3, 2, 9000)[:, 1:]])
     yield of("broadcast", "copy", [random(3, 40, 1).expand(40, 50)])
