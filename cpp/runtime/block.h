@@ -49,7 +49,8 @@ class Block {
 
   // Called before each instruction of the following runs, with its place in choices(); nullptr: nobody.
   void set_mark(const std::function<void(size_t)>* mark) { mark_ = mark; }
-  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has recorded.
+  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has
+  // recorded.
   void resolve(int64_t tokens, int64_t rows);
 
   // A value as the last run left it; valid until memory is used otherwise.
