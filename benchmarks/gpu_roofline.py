@@ -71,7 +71,8 @@ def main() -> int:
         group[1] += us
         group[2] += cost(line["instruction"])
     total = sum(g[1] for g in groups.values())
-    print(f"{args.artifact.name}: batch {args.batch}, {args.new} new tokens, {args.kv_len} in the caches: {total:.0f} us")
+    shape = f"batch {args.batch}, {args.new} new tokens, {args.kv_len} in the caches"
+    print(f"{args.artifact.name}: {shape}: {total:.0f} us")
     print("| kernel | launches | us | share | us each | GB/s |\n| --- | --- | --- | --- | --- | --- |")
     for name, (count, us, moved) in sorted(groups.items(), key=lambda item: -item[1][1]):
         print(f"| {name} | {count} | {us:.0f} | {us / total:.0%} | {us / count:.1f} | {moved / us / 1e3:.0f} |")

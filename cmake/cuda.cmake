@@ -76,6 +76,7 @@ function(autodeploy_emulated_library)
   add_library(autodeploy_cuda_emulated SHARED $<TARGET_OBJECTS:autodeploy_cuda_emulated_objects>)
   autodeploy_device_library(autodeploy_cuda_emulated)
 endfunction()
-if(AUTODEPLOY_TESTS)
+# Its fibers change stacks, which sanitizers do not follow.
+if(AUTODEPLOY_TESTS AND NOT AUTODEPLOY_SANITIZE)
   autodeploy_emulated_library()
 endif()
