@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -46,7 +47,10 @@ class Block {
   void run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
            const cuda::DeviceStep* step = nullptr);
 
-  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has recorded.
+  // Called before each instruction of the following runs, with its place in choices(); nullptr: nobody.
+  void set_mark(const std::function<void(size_t)>* mark) { mark_ = mark; }
+  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has
+  // recorded.
   void resolve(int64_t tokens, int64_t rows);
 
   // A value as the last run left it; valid until memory is used otherwise.
@@ -89,6 +93,7 @@ class Block {
   int32_t input_of(int32_t value) const;
 
   const ProgramSpec* program_ = nullptr;
+  const std::function<void(size_t)>* mark_ = nullptr;
   bool poison_ = false;
   ExecutionDevice* device_ = nullptr;
   uint8_t* memory_ = nullptr;

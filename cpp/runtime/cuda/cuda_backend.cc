@@ -10,6 +10,7 @@
 #include "runtime/cuda/cuda_model_runner.h"
 #include "runtime/cuda/device_pools.h"
 #include "runtime/cuda/device_weights.h"
+#include "runtime/cuda/generated_kernels.h"
 #include "runtime/device_library.h"
 #include "runtime/dummy_weights.h"
 #include "runtime/plan_json.h"
@@ -52,13 +53,14 @@ class CudaBackend final : public EngineBackend {
     AD_CHECK(options.plugins.empty(), ErrorKind::kUnsupported,
              "[engine] plugins: expected none on a GPU, found ", options.plugins.size(),
              ": their kernels run on the CPU");
-    ProgramSpec program = load_program(artifact_dir, act_);
+    ProgramSpec program = load_program(artifact_dir, act_, nullptr, has_compiled_kernels(artifact_dir));
     WeightProgram weight_program = load_weight_program(artifact_dir);
     if (options.load_format == LoadFormat::kDummy)
       weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
     program_limits_ = find_program_limits(program);
     prefix_tokens_ = program.prefix_tokens;
-    executor_ = std::make_unique<DeviceExecutor>(std::move(program), &queue_);
+    executor_ = std::make_unique<DeviceExecutor>(std::move(program), &queue_,
+                                                 GeneratedKernels::load(artifact_dir, act_, device_));
     const ProgramSpec& spec = executor_->program();
     weight_bytes_ = plan_device_weights(weight_program, spec.params, pool_.num_threads()).bytes;
     const CachePlan plan = plan_memory(spec);

@@ -43,6 +43,8 @@ class DeviceExecutor final : private ExecutionDevice {
   TensorView logits() const;
 
   const Block& block() const { return block_; }
+  // See StepExecutor::profile; the step's arrays are on the device.
+  std::vector<double> profile(const StepBatch& batch, const DeviceStep& step, int repeats);
   const std::vector<StateSpec>& states() const { return states_; }
   std::string plan_json() const;
 

@@ -10,6 +10,7 @@
 #include "runtime/cuda/device_executor.h"
 #include "runtime/cuda/device_pools.h"
 #include "runtime/cuda/device_weights.h"
+#include "runtime/dummy_weights.h"
 #include "runtime/executor_checks.h"
 #include "runtime/program_reader.h"
 #include "runtime/weight_program.h"
@@ -28,8 +29,9 @@ class DeviceStepExecutor final : public StepExecutor {
     const ProgramSpec& program = executor_.program();
     std::vector<StateSpec> states = program.states;
     const CachePlan plan = plan_caches(states);
-    weights_ =
-        load_device_weights(load_weight_program(artifact_dir), artifact_dir, program.params, pool_, queue_);
+    WeightProgram weight_program = load_weight_program(artifact_dir);
+    if (options.dummy) weight_program = with_dummy_weights(std::move(weight_program), 0);
+    weights_ = load_device_weights(weight_program, artifact_dir, program.params, pool_, queue_);
     std::vector<ParamBinding> params;
     for (size_t i = 0; i < program.params.size(); ++i)
       params.push_back({weights_.data[i], nullptr, weights_.bytes[i]});
@@ -71,6 +73,12 @@ class DeviceStepExecutor final : public StepExecutor {
     AD_CHECK(executor_.block().has_run(), ErrorKind::kInvalidArgument,
              "[executor] expected run before output");
     return fetch(executor_.value(v), &outputs_[name]);
+  }
+
+  std::vector<double> profile(const StepBatch& batch, int repeats) override {
+    check_batch(batch, options_);
+    DeviceStep step = upload_->put(batch, {}, {batch.num_tokens, batch.num_seqs, batch.num_rows}, 0, queue_);
+    return executor_.profile(batch, step, repeats);
   }
 
   std::string plan_json() const override { return executor_.plan_json(); }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets
+from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets, targets_of_device
 from autodeploy.llm.env import kernel_cache_folder
 
 Report = Callable[[str], None]
@@ -43,15 +43,17 @@ def compile_artifact(
     load_format: str = "auto",
     targets: Sequence[str] = (),
     acts: Sequence[str] = DEFAULT_ACTS,
+    device_arch: int | None = None,
     report: Report = lambda text: None,
 ) -> list[str]:
     """Write the artifact of MODEL into the folder `out`: whole, or not at all. Raises ValueError.
 
-    `targets` are texts such as cuda:90, `acts` the activation types of their kernels.
+    `targets` are texts such as cuda:90, `acts` the activation types of their kernels; `device_arch` is in their place
+    the architecture of a GPU that is there.
     Returns what the user should know of it: parts left out, limits, tensors that nothing takes.
     """
     _check_output(out)
-    chosen = parse_targets(targets, acts)
+    chosen = parse_targets(targets, acts) if device_arch is None else targets_of_device(device_arch, acts)
     from autodeploy.compile import compile_model
 
     compiled = compile_model(

@@ -54,6 +54,11 @@ def parse_targets(targets: str | Iterable[str], acts: str | Iterable[str] = DEFA
     return Targets(tuple(dict.fromkeys(archs)), tuple(dict.fromkeys(chosen)))
 
 
+def targets_of_device(arch: int, acts: str | Iterable[str]) -> Targets:
+    """Targets for a GPU of this architecture: code of its own where that can be made, else PTX alone."""
+    return parse_targets([f"cuda:{arch if arch in ARCHS else FALLBACK_ARCH}"], acts)
+
+
 def _split(texts: str | Iterable[str]) -> list[str]:
     parts = texts.split(",") if isinstance(texts, str) else list(texts)
     return [p.strip() for p in parts if p.strip()]

@@ -18,6 +18,7 @@ from .engine_options import EngineOptions, make_engine
 from .engine_session import EngineSession, NativeEngine
 from .errors import RequestError
 from .generation_defaults import GenerationDefaults, read_generation_defaults
+from .gpu_kernels import kernels_for
 from .model_source import prepare_artifact
 from .outputs import RequestOutput
 from .progress import ProgressLine, wants_progress
@@ -103,6 +104,7 @@ class LLM:
                 trust_remote_code=trust_remote_code,
                 plugins=options.plugins,
                 load_format=load_format,
+                gpu=kernels_for(options.device, options.dtype),
                 report=line.show,
             )
             self.tokenizer: Tokenizer | None = Tokenizer.from_artifact(self.artifact_dir)

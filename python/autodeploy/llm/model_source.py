@@ -12,6 +12,7 @@ from autodeploy.artifact import is_artifact, read_manifest
 from .artifact_cache import ArtifactCache
 from .checkpoint_key import checkpoint_key
 from .compile_client import compile_in_child, resolve_in_child
+from .gpu_kernels import GpuKernels
 
 
 def prepare_artifact(
@@ -21,12 +22,14 @@ def prepare_artifact(
     trust_remote_code: bool = False,
     plugins: Sequence[str] = (),
     load_format: str = "auto",
+    gpu: GpuKernels | None = None,
     report: Callable[[str], None] = lambda text: None,
     cache: ArtifactCache | None = None,
 ) -> Path:
     """The artifact folder for MODEL. A checkpoint is compiled in a child process unless the cache has its artifact.
 
     plugins, load_format: as of `compile_model`; the digests of the libraries go into the artifact.
+    gpu: kernels to compile along; an artifact that is given is taken as it is.
     report: called with lines of progress. Raises ValueError for a user's mistake, CompileError where compiling fails.
     """
     name = os.fspath(model)
@@ -48,8 +51,11 @@ def prepare_artifact(
         raise ValueError(f"[model] revision goes with a hub id; {name} is a local checkpoint")
     cache = ArtifactCache() if cache is None else cache
     weights = load_format == "auto" or checkpoint.is_file()  # a .gguf file is configuration and weights in one
+    wanted = {} if gpu is None else {"targets": [f"cuda:{gpu.arch}"], "acts": [gpu.act]}
     try:
-        key = checkpoint_key(checkpoint, trust_remote_code=trust_remote_code, plugins=plugins, weights=weights)
+        key = checkpoint_key(
+            checkpoint, trust_remote_code=trust_remote_code, plugins=plugins, weights=weights, **wanted
+        )
     except OSError as error:
         raise ValueError(f"[model] {error.filename} cannot be read: {error.strerror}") from None
 
@@ -57,6 +63,7 @@ def prepare_artifact(
         report(f"compiling {name}")
         more: dict[str, Any] = {"plugins": list(plugins)} if plugins else {}
         more |= {} if weights else {"load_format": load_format}
+        more |= {} if gpu is None else {"device_arch": gpu.arch, "acts": [gpu.act]}
         compile_in_child(name, out, revision=revision, trust_remote_code=trust_remote_code, report=report, **more)
 
     return cache.find_or_make(key, name, make, report)

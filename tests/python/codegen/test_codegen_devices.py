@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from device_kernels import run_on_device
-from interpreted_kernels import run_region_kernel
+from device_kernels import put_kernels, run_on_device, to_numpy, to_torch
+from interpreted_kernels import TORCH, run_region_kernel
+from kernel_programs import StoredParam, native, step_arguments, write_folder
 from region_cases import View, check, instruction_of, run_made, ulps
+from test_codegen_author_kernels import ORDER, load_example
+from test_codegen_author_kernels import instruction as author_instruction
 from test_codegen_iteration import CASES
 from test_codegen_nodes import SHAPE, operands
 
 from autodeploy.artifact.op_table import REGION_BOOL_OPS, REGION_OPS
-from autodeploy.artifact.program import Region, RegionNode
+from autodeploy.artifact.program import Program, Region, RegionNode, Value
+from autodeploy.codegen.generate import Generated, generate
+from autodeploy.codegen.targets import parse_targets
+from autodeploy.custom_ops import register_op
+from autodeploy.ops import Batch
 from devices import device_param
 
 pytest.importorskip("triton", reason="Triton, of the extra `cuda`, is not installed")
@@ -130,3 +138,45 @@ def test_nodes_agree_with_their_interpretation(op: str, act: str, device: str) -
             assert torch.allclose(a.float(), b.float(), rtol=0.01, atol=1e-6, equal_nan=True), str(node)
         else:
             assert ulps(a, b) <= (4.0 if a.dtype == torch.float32 else 1.0), f"{node}: {ulps(a, b):.3g} ulp"
+
+
+@pytest.mark.parametrize("device", CUDA)
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("targets", ["cuda:90", "cuda:120"])
+def test_an_authors_kernel(targets: str, act: str, device: str, tmp_path: Path) -> None:
+    """Of the example, on a view, a whole value and a param; there is no other kernel for it, nor a plug-in."""
+    module = load_example()
+    register_op("example::gated_norm", triton=module.gated_norm_kernel, launch=module.launch)
+    instruction, values, params = author_instruction()
+    program = Program(values=[*values, Value("token_ids", "i64", ("T",)), Value("positions", "i64", ("T",))])
+    program.params, program.instructions = params, [instruction]
+    program.inputs = {"x": 0, "g": 1, "token_ids": 3, "positions": 4}
+    program.outputs = {"y": 2}
+    program.metadata = {"author_ops": {"example::gated_norm": {}}}
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((33, 128), (1, 33, 48), (48,))
+    x, gate, weight = (torch.randn(shape, generator=generator).to(TORCH[act]) for shape in shapes)
+    write_folder(tmp_path, program, {"w": StoredParam.of(weight.float())})
+    made = generate(program, parse_targets(targets, act), schemas={"example::gated_norm": ORDER})
+    put_kernels(tmp_path, program, made)
+    limits = {"max_tokens": 33, "max_seqs": 1, "max_seq_len": 33}
+    runner = native().Runner(str(tmp_path), **limits, num_threads=1, poison=True, device=device, act=act)
+    assert runner.plan()["instructions"][0]["kernel"] == "example::gated_norm.generated"
+    inputs = {"x": to_numpy(x), "g": to_numpy(gate)}
+    found = runner.step(**step_arguments(Batch.of([33])), inputs=inputs)["outputs"]["y"]
+    expected = module.gated_norm(x[None, :, 64:112], gate, weight, 1e-5)
+    tolerance = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 5e-6}[act]
+    torch.testing.assert_close(to_torch(found, TORCH[act]), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", [device_param("cuda-emulated")])
+def test_an_operator_that_nothing_serves_is_named(device: str, tmp_path: Path) -> None:
+    instruction, values, params = author_instruction()
+    program = Program(values=[*values, Value("token_ids", "i64", ("T",)), Value("positions", "i64", ("T",))])
+    program.params, program.instructions = params, [instruction]
+    program.inputs = {"x": 0, "g": 1, "token_ids": 3, "positions": 4}
+    program.outputs = {"y": 2}
+    write_folder(tmp_path, program, {"w": StoredParam.of(torch.ones(48))})
+    put_kernels(tmp_path, program, Generated())
+    with pytest.raises(ValueError, match=r"expected a kernel for example::gated_norm, .*its author's Triton kernel"):
+        native().Runner(str(tmp_path), max_tokens=4, max_seqs=1, max_seq_len=4, num_threads=1, device=device)

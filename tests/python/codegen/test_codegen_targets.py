@@ -9,7 +9,7 @@ import pytest
 
 from autodeploy.artifact import Program
 from autodeploy.codegen.generate import generate
-from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets
+from autodeploy.codegen.targets import DEFAULT_ACTS, parse_targets, targets_of_device
 
 
 def test_what_is_compiled_for() -> None:
@@ -21,6 +21,11 @@ def test_what_is_compiled_for() -> None:
     both = parse_targets(["cuda:80", "cpu", " cuda:90 ", "cuda:80"], "float16, float16")
     assert both.names == {80: ("sm_80", "compute_80"), 90: ("sm_90",)}
     assert both.acts == ("float16",)
+
+
+def test_targets_of_a_device() -> None:
+    assert targets_of_device(90, ["bfloat16"]).names == {90: ("sm_90",), 80: ("compute_80",)}
+    assert targets_of_device(170, ["bfloat16"]).names == {80: ("sm_80", "compute_80")}
 
 
 @pytest.mark.parametrize("text", ["cuda", "cuda:9", "cuda:75", "cuda:9000", "cuda:-90", "gpu", "sm_90", "cuda:90a"])
