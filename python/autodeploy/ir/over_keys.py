@@ -82,9 +82,14 @@ class BodyIR(ModelIR):
         )
         return [StateDecl("paged", parts)] if parts else []
 
-    def run_tile(self, queries: int, length: int, operands: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The body for the last `queries` of `length` tokens; key operands hold `length` rows and are padded here."""
-        blocks = self.num_blocks(length)
+    def run_tile(
+        self, queries: int, length: int, operands: list[torch.Tensor], more_blocks: int = 0
+    ) -> tuple[torch.Tensor, ...]:
+        """The body for the last `queries` of `length` tokens; key operands hold `length` rows and are padded here.
+
+        more_blocks: of zeros behind those that are needed.
+        """
+        blocks = self.num_blocks(length) + more_blocks
         padded: list[torch.Tensor] = []
         for role, x in zip(self.roles, operands, strict=True):
             if role == "key":

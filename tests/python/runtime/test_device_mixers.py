@@ -14,8 +14,9 @@ from kernel_programs import native, step_arguments, write_folder
 from test_kernels import SAMPLES, joined_widths, make_case, step_inputs
 
 from autodeploy.artifact.program import Param, Program, Value
-from autodeploy.ops import OPS, Op, Sample, schedule
+from autodeploy.ops import OPS, Batch, Op, Sample, schedule
 from autodeploy.ops.base import Step, random
+from autodeploy.testing.compare import assert_close
 from autodeploy.testing.tolerances import OP_TOLERANCE
 from devices import DEVICES
 
@@ -110,6 +111,8 @@ def check_on_device(
                 np.testing.assert_array_equal(x, y, what)
                 continue
             relative, smallest = ROUNDING[act if outs[f"out{j}"].dtype == "act" else "float32"]
+            if not kernel.endswith(".plain"):  # products of tensor cores, whose operands are rounded in between
+                smallest += 2 * relative * np.abs(y).max(initial=0.0)
             bound = relative * np.abs(y) + smallest + OP_TOLERANCE["f32"] * np.abs(y).max(initial=0.0)
             worst = np.abs(x - y) - bound
             assert not np.isnan(x).any(), f"{what}: NaN at {np.argwhere(np.isnan(x))[0]}"
@@ -168,6 +171,7 @@ def wide_samples() -> Iterator[Any]:
         yield wide_sample("mlstm", memory | gates, {}, {"scale": n**-0.5, "eps": 1e-6})
         scan = {"x": (6,), "dt": (6,), "b": (n,), "c": (n,)}
         yield wide_sample("selective_scan", scan, {"a": -random(1, 6, n).exp()}, {"softplus": False})
+    yield wide_sample("window", {"x": (5,)}, {}, {"back": [*range(70), 3]})
     attrs = {"scale": 0.05, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0}
     for q_heads, kv_heads, width, value_width in ((5, 1, 576, 512), (2, 2, 30, 300), (3, 1, 4000, 8), (2, 1, 20, 257)):
         heads = {"q": (q_heads, width), "k": (kv_heads, width), "v": (kv_heads, value_width)}
@@ -179,6 +183,36 @@ def wide_samples() -> Iterator[Any]:
 @pytest.mark.parametrize(("op", "sample"), wide_samples())
 def test_wide_states_and_heads(op: Op, sample: Sample, act: str, device: str, tmp_path: Path) -> None:
     check_on_device(op, sample, tmp_path, device, act)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_lists_of_keys_far_apart(device: str, tmp_path: Path) -> None:
+    """Keys of a sequence's beginning and end, with others between them that no list names and no step has written."""
+    far = 300_000
+    batches = [Batch.of([5]), Batch.of([3], past=[far])]
+    operands = []
+    for i, batch in enumerate(batches):
+        tokens = batch.num_tokens
+        made = {n: random(3 * i + j, tokens, h, 4) for j, (n, h) in enumerate((("q", 2), ("k", 1), ("v", 1)))}
+        made |= dict.fromkeys(("sinks", "slopes", "bias_table"))
+        at = batch.positions()[:, None]
+        lists = [torch.tensor([[3, 0, 3, -1, 4, far + 2, 1 << 40]]).expand(tokens, -1), at, at]
+        operands.append(made | {"indices": torch.cat(lists, 1)})
+    attrs = {"scale": 0.5, "causal": True, "window": 0, "chunk": 0, "softcap": 0.0}
+    case = make_case(OPS["attention"], Sample("far", attrs, (Step(batches[0], operands[0]),)), {}, False)
+    write_folder(tmp_path, case.finish(), case.params)
+    runner = native().Runner(
+        str(tmp_path), max_tokens=5, max_seqs=1, max_seq_len=far + 3, poison=True, page_size=64, device=device
+    )
+    keys = {p: i for i, p in enumerate([*range(5), *range(far, far + 3)])}
+    k, v = (torch.cat([o[n] for o in operands])[:, 0] for n in ("k", "v"))
+    for batch, given in zip(batches, operands, strict=True):
+        inputs = {n: x.contiguous().numpy() for n, x in given.items() if x is not None}
+        found = runner.step(**step_arguments(batch), inputs=inputs)["outputs"]["out0"]
+        for t, position in enumerate(batch.positions().tolist()):
+            seen = [keys[p] for p in sorted(set(given["indices"][t].tolist())) if p in keys and p <= position]
+            expected = torch.softmax(0.5 * given["q"][t] @ k[seen].T, -1) @ v[seen]
+            assert_close(found[t], expected, OP_TOLERANCE["f32"], f"token {position}")
 
 
 def test_all_mixers_are_covered() -> None:
