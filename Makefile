@@ -68,7 +68,7 @@ asan: $(VENV)/.dev ## C++ tests of the host rooms under AddressSanitizer and UBS
 	ctest --preset asan -j $(JOBS)
 
 pytest: $(VENV)/.dev ## Python tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	AUTODEPLOY_DEVICE_LIBRARIES=$(CURDIR)/build/host/cpp/bindings OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 conformance: $(VENV)/.dev ## every causal LM of transformers, tiny and random, against transformers; writes docs/conformance.md
 	OMP_NUM_THREADS=1 $(BIN)/autodeploy conformance --work build/conformance --jobs $(JOBS)

@@ -1,21 +1,20 @@
 // Kernels of linear on a GPU: microseconds, TB/s and the share of a copy's rate, for the shapes of dense
 // models, all launch shapes that the kernels have, and cuBLASLt. Every variant is first checked against a
-// plain kernel.
+// plain kernel ("WRONG" in the output).
 //
-//   nvcc -std=c++20 -O3 -arch=sm_90a -Icpp -Icpp/include benchmarks/cpp/bench_cuda_linear.cu
-//        cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error}.cc -ldl -o
-//        bench_cuda_linear
-//   bench_cuda_linear [--shapes 8b,1b,3b | 4096x14336,...] [--rows 1,2,4,8,16,32,64] (2048 at most) [--only
-//   PART] [--best 3]
+// clang-format off
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icpp -Icpp/include -o bench_cuda_linear
+//        benchmarks/cpp/bench_cuda_linear.cu cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error}.cc -ldl
+//   bench_cuda_linear [--shapes 8b,1b,3b or 4096x14336,...] [--rows 1,2,4,8,16,32,64] [--only PART] [--best 3]
 //                     [--no-overlap] [--csv FILE] [--chain 8b,1b,3b] [--pause 1.5]
+// clang-format on
 //
-// --only takes variants whose name contains PART. Of each shape the --best fastest are printed; --csv writes
-// all.
-// --chain times a decode step of one row as a model makes it, with kernels of --pause microseconds for what
-// stands between its linears, over how much of their weights kernels bring to the second-level cache before
-// their turn. Weights rotate through copies of 256 MB or more in all, so that the second-level cache does not
-// serve them, and launches are replayed from a graph, each of them overlapped with the one before it (unless
-// --no-overlap).
+// --rows: 2048 at most. --only takes variants whose name contains PART. Of each shape the --best fastest are
+// printed; --csv writes all. --chain times a decode step of one row as a model makes it, with kernels of
+// --pause microseconds for what stands between its linears (norms and gate either so or fused), over how much
+// of their weights kernels bring to the second-level cache before their turn. Weights rotate through copies
+// of 256 MB or more in all, so that the second-level cache does not serve them, and launches are replayed
+// from a graph, each of them overlapped with the one before it (unless --no-overlap).
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -129,7 +128,7 @@ SmallLinearArgs args_of(const Product& p) {
   return a;
 }
 
-constexpr size_t kShared = size_t{227} << 10;
+constexpr size_t kShared = size_t{226} << 10;  // of 227 KiB, static shared memory counted in
 int g_processors = 1;
 
 template <int kOutputs, int kStages>

@@ -128,17 +128,17 @@ The caller says what each step holds, as a StepBatch does; every cache slot owns
       .def(py::init([](const std::string& artifact_dir, int64_t max_tokens, int64_t max_seqs,
                        int64_t max_seq_len, int num_threads, bool exact, bool poison, int32_t page_size,
                        const std::vector<std::string>& plugins, const std::string& device,
-                       const std::string& act, bool replay) {
+                       const std::string& act, bool replay, bool dummy) {
              py::gil_scoped_release release;
              return std::make_unique<Runner>(
                  artifact_dir, RunnerOptions{max_tokens, max_seqs, max_seq_len, num_threads, page_size, exact,
-                                             poison, device, act, replay, plugins});
+                                             poison, device, act, dummy, replay, plugins});
            }),
            py::arg("artifact_dir"), py::kw_only(), py::arg("max_tokens") = 512, py::arg("max_seqs") = 8,
            py::arg("max_seq_len") = 2048, py::arg("num_threads") = 0, py::arg("exact") = false,
            py::arg("poison") = false, py::arg("page_size") = 0,
            py::arg("plugins") = std::vector<std::string>{}, py::arg("device") = "cpu",
-           py::arg("act") = "float32", py::arg("replay") = false,
+           py::arg("act") = "float32", py::arg("replay") = false, py::arg("dummy") = false,
            R"(Loads an artifact.
 
 exact: forbid int8 activations. poison: values are NaN until they are written, and share no memory (tests).
@@ -157,6 +157,34 @@ token_ids, positions: [T]. query_start: [B+1]. kv_len: [B], tokens in the caches
 inputs: arrays for further inputs of the program. taps: value indices to return as they stood after they were written.
 prompt_len: [B], tokens known before any was generated; none: kv_len.
 Returns {"logits": float32 [R, vocab] or None, "outputs": {name: array}, "taps": {value index: array}}.)")
+      .def(
+          "profile",
+          [](Runner& runner, const Array<int32_t>& kv_len, const Array<int32_t>& new_tokens, int repeats) {
+            const std::vector<int32_t> lens = to_vector(kv_len, "kv_len"),
+                                       fresh = to_vector(new_tokens, "new_tokens");
+            AD_CHECK(lens.size() == fresh.size(), ErrorKind::kInvalidArgument,
+                     "[runner] expected as many new_tokens as kv_len, found ", fresh.size());
+            RunnerStep step;
+            step.query_start.push_back(0);
+            for (size_t i = 0; i < lens.size(); ++i) {
+              for (int32_t t = lens[i] - fresh[i]; t < lens[i]; ++t) {
+                step.token_ids.push_back(t % 97);
+                step.positions.push_back(t);
+              }
+              step.query_start.push_back(static_cast<int32_t>(step.token_ids.size()));
+              step.kv_len.push_back(lens[i]);
+              step.slot.push_back(static_cast<int32_t>(i));
+              step.has_state.push_back(lens[i] > fresh[i]);
+              step.rows.push_back(step.query_start.back() - 1);
+            }
+            py::gil_scoped_release release;
+            return runner.executor().profile(runner.prepare(std::move(step)), repeats);
+          },
+          py::arg("kv_len"), py::arg("new_tokens"), py::arg("repeats") = 10,
+          R"(Microseconds that each instruction of plan()["instructions"] takes on a device, launched alone.
+
+kv_len, new_tokens: [B], tokens of each sequence after the step, and how many of them are new. What the caches hold
+is not looked at. Raises ValueError on the CPU.)")
       .def(
           "plan",
           [](Runner& r) { return py::module_::import("json").attr("loads")(r.executor().plan_json()); },

@@ -92,6 +92,7 @@ void Runner::open_on_device(const std::string& artifact_dir) {
   o.max_seq_len = options_.max_seq_len;
   o.act = parse_act(options_.act, DType::kF32);
   o.poison = options_.poison;
+  o.dummy = options_.dummy;
   o.replay = options_.replay;
   o.num_threads = options_.num_threads;
   executor_ = device_library(device).open_executor(

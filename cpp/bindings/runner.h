@@ -22,6 +22,7 @@ struct RunnerOptions {
   bool poison = false;               // values are NaN until written, and share no memory
   std::string device = "cpu";        // or "cuda", "cuda-emulated"
   std::string act = "float32";       // what the activation type is bound to; the CPU has float32 alone
+  bool dummy = false;                // on a device: weights are made up
   bool replay = false;               // on a device: decode-only steps as graphs
   std::vector<std::string> plugins;  // libraries of an author's own operators
 };

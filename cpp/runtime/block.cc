@@ -221,6 +221,7 @@ void Block::run(const StepBatch& batch, int64_t tokens, int64_t rows, const Step
       std::memset(memory_, 0xff, static_cast<size_t>(memory_bytes()));
   }
   for (Step& step : steps_) {
+    if (mark_) (*mark_)(static_cast<size_t>(&step - steps_.data()));
     if (rows == 0 && step.needs_rows) continue;
     step.call.batch = &batch;
     step.call.device = device_step;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -46,6 +47,12 @@ class Block {
   void run(const StepBatch& batch, int64_t tokens, int64_t rows, const StepExecutor::Tap* tap,
            const cuda::DeviceStep* step = nullptr);
 
+  // Called before each instruction of the following runs, with its place in choices(); nullptr: nobody.
+  void set_mark(const std::function<void(size_t)>* mark) { mark_ = mark; }
+  // Makes the views those of a run of these sizes: run() does, and who repeats one that a device has
+  // recorded.
+  void resolve(int64_t tokens, int64_t rows);
+
   // A value as the last run left it; valid until memory is used otherwise.
   TensorView value_view(int32_t v) const;
   bool has_run() const { return resolved_tokens_ >= 0; }
@@ -84,9 +91,9 @@ class Block {
                 std::span<const StateMemory> memory, ThreadPool* pool);
   OperandRef whole_value(int32_t v) const;
   int32_t input_of(int32_t value) const;
-  void resolve(int64_t tokens, int64_t rows);
 
   const ProgramSpec* program_ = nullptr;
+  const std::function<void(size_t)>* mark_ = nullptr;
   bool poison_ = false;
   ExecutionDevice* device_ = nullptr;
   uint8_t* memory_ = nullptr;

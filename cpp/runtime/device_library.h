@@ -19,6 +19,7 @@ struct DeviceExecutorOptions {
   DType act = DType::kF32;
   bool poison = false;  // values are NaN or -1 until they are written, and share no memory
   bool replay = false;  // decode-only steps are recorded as graphs and replayed
+  bool dummy = false;   // weights are made up
   int num_threads = 0;  // of the host, for loading
 };
 

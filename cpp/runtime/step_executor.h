@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
+#include "core/error.h"
 #include "core/step_batch.h"
 #include "core/tensor_view.h"
 #include "core/thread_pool.h"
@@ -32,6 +34,13 @@ class StepExecutor {
 
   // An output of the last run, by name; valid until the next run.
   virtual TensorView output(const std::string& name) = 0;
+
+  // Microseconds that each instruction of the plan takes in a step like this one, launched alone: the least
+  // of so many repeats, in the order of the plan. Throws Error(kUnsupported) where the device has no clock.
+  virtual std::vector<double> profile(const StepBatch& batch, int repeats) {
+    (void)batch, (void)repeats;
+    throw Error(ErrorKind::kUnsupported, "[executor] expected a device to profile, found the CPU");
+  }
 
   // Every byte and every choice, as a JSON object: {"limits", "memory", "weights", "states", "values",
   // "instructions"}.

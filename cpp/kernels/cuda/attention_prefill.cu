@@ -146,25 +146,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
   commit_copies();
   StepPages next = pages_at(a, pages, num_pages, begin + kStepKeys + own_tile * kTileKeys);
 
-  // The keys that a lane's rows see.
   const int warp_row = warp * kRowTiles * 16;
-  int low[kRowTiles][2], high[kRowTiles][2];
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int row = min(warp_row + m * 16 + h * 8 + g, num_rows - 1);
-      const int query = past + (first_row + row) / a.group;
-      low[m][h] = first_key(a, query);
-      high[m][h] = end_key(a, query, kv_len);
-    }
-  }
-  // Those that any row of the warp sees, and those that all see.
+  // Behind the last key that any row of the warp sees, and the range of those that all see.
   const int top_query = past + (first_row + min(warp_row, num_rows - 1)) / a.group;
   const int bottom_query = past + (first_row + min(warp_row + kRowTiles * 16, num_rows) - 1) / a.group;
-  const int any_low = first_key(a, top_query), any_high = end_key(a, bottom_query, kv_len);
+  const int any_high = warp_row < num_rows ? end_key(a, bottom_query, kv_len) : 0;
   const int all_low = first_key(a, bottom_query), all_high = end_key(a, top_query, kv_len);
-  const bool has_rows = warp_row < num_rows;
 
   float o[kRowTiles][kValueLen / 8][4] = {};
   float most[kRowTiles][2], sum[kRowTiles][2];  // sum: of this lane's keys
@@ -181,8 +168,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
     if (more) copy_keys(key + kStepKeys, slot ^ 1, next);
     commit_copies();
     wait_copies<2>();
-    __syncthreads();
-    const bool seen = has_rows && key < any_high && key + kStepKeys > any_low;
+    __syncthreads();  // this step's keys are there, and the values of the step before have been read
+    if (more) copy_values(key + kStepKeys, slot ^ 1, next);
+    commit_copies();
+    if (more) next = pages_at(a, pages, num_pages, key + 2 * kStepKeys + own_tile * kTileKeys);
+    const bool seen = key < any_high;
     float s[kRowTiles][kStepKeys / 8][4] = {};
     if (seen) {
       const uint8_t* from = keys + slot * Shape::kKeyBytes + key_lane;
@@ -216,11 +206,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-          for (int n = 0; n < kStepKeys / 8; ++n) {
+          for (int h = 0; h < 2; ++h) {
+            const int row = min(warp_row + m * 16 + h * 8 + g, num_rows - 1);
+            const int query = past + (first_row + row) / a.group;
+            // From the lane's first key on.
+            const int low = first_key(a, query) - key - 2 * t, high = end_key(a, query, kv_len) - key - 2 * t;
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const int own = key + n * 8 + 2 * t + i % 2;
-              if (own < low[m][i / 2] || own >= high[m][i / 2]) s[m][n][i] = kNoScore;
+            for (int n = 0; n < kStepKeys / 8; ++n) {
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                if (n * 8 + i < low || n * 8 + i >= high) s[m][n][2 * h + i] = kNoScore;
+              }
             }
           }
         }
@@ -253,11 +249,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
         }
       }
     }
-    if (more) copy_values(key + kStepKeys, slot ^ 1, next);
-    commit_copies();
-    if (more) next = pages_at(a, pages, num_pages, key + 2 * kStepKeys + own_tile * kTileKeys);
     wait_copies<2>();
-    __syncthreads();
+    __syncthreads();  // this step's values are there, and its keys have been read
     if (seen) {
       const uint8_t* from = values + slot * Shape::kValueBytes + value_lane;
 #pragma unroll

@@ -10,16 +10,6 @@
 
 namespace autodeploy::cuda {
 
-bool serves_widths(int key_len, int value_len) {
-  return dispatch_widths(key_len, value_len, [](auto, auto) {});
-}
-
-void PagedAttention::set_scale(float scale, float softcap) {
-  constexpr float kLog2E = 1.4426950408889634f;
-  cap_inner = softcap > 0 ? scale / softcap : 0;
-  scale_log2 = (softcap > 0 ? softcap : scale) * kLog2E;
-}
-
 ZeroedMemory::ZeroedMemory(int64_t bytes) {
 #ifdef AUTODEPLOY_SIMT_EMULATION
   data_ = std::calloc(static_cast<size_t>(bytes), 1);

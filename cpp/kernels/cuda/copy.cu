@@ -1,6 +1,7 @@
 // copy: a view made contiguous. cat: views joined along a dim.
 #include "kernels/cuda/copy.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "kernels/cuda/elements.h"
@@ -47,10 +48,8 @@ AD_DEVICE void locate(const CopyPlan& p, int dims, int64_t index, int64_t* to, i
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) copy_kernel(CopyPlan p) {
-  wait_for_previous();
-  let_next_start();
-  const int64_t first = int64_t{blockIdx.x} * (kThreads * kPer) + threadIdx.x;
+AD_DEVICE void copy_block(const CopyPlan& p, int64_t block) {
+  const int64_t first = block * (kThreads * kPer) + threadIdx.x;
   const T* src = static_cast<const T*>(p.src);
   T* dst = static_cast<T*>(p.dst);
 #pragma unroll
@@ -61,6 +60,30 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(CopyPlan p) {
     locate(p, p.ndim, i, &to, &from);
     dst[to] = src[from];
   }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) copy_kernel(CopyPlan p) {
+  wait_for_previous();
+  let_next_start();
+  copy_block<T>(p, blockIdx.x);
+}
+
+// Several copies at once.
+struct CopyParts {
+  static constexpr int kMost = 8;
+  int count = 0;
+  unsigned blocks = 0, first_block[kMost] = {};
+  CopyPlan plan[kMost];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) copy_parts_kernel(CopyParts parts) {
+  wait_for_previous();
+  let_next_start();
+  int part = 0;
+  while (part + 1 < parts.count && blockIdx.x >= parts.first_block[part + 1]) ++part;
+  copy_block<T>(parts.plan[part], blockIdx.x - parts.first_block[part]);
 }
 
 // Where the source runs along the dim before the last: tiles through shared memory, so that both sides use
@@ -116,47 +139,82 @@ CopyPlan plan_copy(const TensorView& dst, const TensorView& src) {
   return p;
 }
 
-// Makes the elements as wide as alignment allows, at most 16 bytes; returns their size.
-int64_t widen(CopyPlan* p, int64_t size) {
-  const int last = p->ndim - 1;
-  if (p->to[last] != 1 || p->from[last] != 1) return size;
+// How wide elements of `size` bytes may become: as alignment allows, at most 16 bytes.
+int64_t widest(const CopyPlan& p, int64_t size) {
+  const int last = p.ndim - 1;
+  if (p.to[last] != 1 || p.from[last] != 1) return size;
   const auto fits = [&](int64_t bytes) {
-    const auto address = reinterpret_cast<uintptr_t>(p->src) | reinterpret_cast<uintptr_t>(p->dst);
-    bool whole = address % static_cast<uintptr_t>(bytes) == 0 && p->shape[last] * size % bytes == 0;
+    const auto address = reinterpret_cast<uintptr_t>(p.src) | reinterpret_cast<uintptr_t>(p.dst);
+    bool whole = address % static_cast<uintptr_t>(bytes) == 0 && p.shape[last] * size % bytes == 0;
     for (int d = 0; d < last; ++d)
-      whole = whole && p->to[d] * size % bytes == 0 && p->from[d] * size % bytes == 0;
+      whole = whole && p.to[d] * size % bytes == 0 && p.from[d] * size % bytes == 0;
     return whole;
   };
   int64_t bytes = 16;
   while (bytes > size && !fits(bytes)) bytes /= 2;
-  const int64_t joined = bytes / size;
+  return bytes;
+}
+void widen(CopyPlan* p, int64_t joined) {
+  const int last = p->ndim - 1;
   p->shape[last] /= joined;
   p->count /= joined;
   for (int d = 0; d < last; ++d) p->to[d] /= joined, p->from[d] /= joined;
-  return bytes;
 }
 
-template <class T>
-void launch_copy(CopyPlan p, Stream stream) {
+// f(TypeTag) of something so wide.
+template <class F>
+void dispatch_bytes(int64_t bytes, F&& f) {
+  switch (bytes) {
+    case 16:
+      return f(TypeTag<Pack<uint32_t, 4>>{});
+    case 8:
+      return f(TypeTag<uint64_t>{});
+    case 4:
+      return f(TypeTag<uint32_t>{});
+    case 2:
+      return f(TypeTag<uint16_t>{});
+    default:
+      return f(TypeTag<uint8_t>{});
+  }
+}
+
+// The dim that the source runs along where tiles are worth it, or -1.
+int transposed_dim(const CopyPlan& p) {
   const int last = p.ndim - 1;
-  int along = -1;  // the dim that the source runs along
+  int along = -1;
   for (int d = 0; d < last; ++d) {
     if (p.from[d] == 1) along = d;
   }
-  if (p.from[last] > 1 && along >= 0 && p.shape[along] >= kTile / 2 && p.shape[last] >= kTile / 2) {
-    std::swap(p.shape[along], p.shape[last - 1]);
-    std::swap(p.to[along], p.to[last - 1]);
-    std::swap(p.from[along], p.from[last - 1]);
-    const int64_t row_tiles = blocks_for(p.shape[last - 1], kTile),
-                  column_tiles = blocks_for(p.shape[last], kTile);
-    const int64_t outer = p.count / (p.shape[last - 1] * p.shape[last]);
-    if (column_tiles <= 65535) {
-      const dim3 grid(static_cast<unsigned>(outer * row_tiles), static_cast<unsigned>(column_tiles));
-      launch({grid, dim3(kTile * kTileRows), stream, 0, true}, transpose_kernel<T>, p, row_tiles);
-      return;
-    }
+  const bool worth = p.from[last] > 1 && along >= 0 && p.shape[along] >= kTile / 2 &&
+                     p.shape[last] >= kTile / 2 && (p.shape[last] + kTile - 1) / kTile <= 65535;
+  return worth ? along : -1;
+}
+
+template <class T>
+void launch_transpose(CopyPlan p, int along, Stream stream) {
+  const int last = p.ndim - 1;
+  std::swap(p.shape[along], p.shape[last - 1]);
+  std::swap(p.to[along], p.to[last - 1]);
+  std::swap(p.from[along], p.from[last - 1]);
+  const int64_t row_tiles = blocks_for(p.shape[last - 1], kTile);
+  const int64_t outer = p.count / (p.shape[last - 1] * p.shape[last]);
+  const dim3 grid(static_cast<unsigned>(outer * row_tiles), blocks_for(p.shape[last], kTile));
+  launch({grid, dim3(kTile * kTileRows), stream, 0, true}, transpose_kernel<T>, p, row_tiles);
+}
+
+void launch_parts(CopyParts* parts, int64_t size, Stream stream) {
+  int64_t bytes = 16;
+  for (int i = 0; i < parts->count; ++i) bytes = std::min(bytes, widest(parts->plan[i], size));
+  for (int i = 0; i < parts->count; ++i) {
+    widen(&parts->plan[i], bytes / size);
+    parts->first_block[i] = parts->blocks;
+    parts->blocks += blocks_for(parts->plan[i].count, kThreads * kPer);
   }
-  launch({dim3(blocks_for(p.count, kThreads * kPer)), dim3(kThreads), stream, 0, true}, copy_kernel<T>, p);
+  const LaunchConfig config{dim3(parts->blocks), dim3(kThreads), stream, 0, true};
+  dispatch_bytes(bytes,
+                 [&](auto t) { launch(config, copy_parts_kernel<typename decltype(t)::type>, *parts); });
+  parts->count = 0;
+  parts->blocks = 0;
 }
 
 struct CatState {
@@ -170,14 +228,24 @@ void run_copy(const NoState&, const KernelCall& call) {
 
 void run_cat(const CatState& s, const KernelCall& call) {
   const size_t dim = static_cast<size_t>(s.dim);
-  TensorView part = call.out[0];
+  const int64_t size = dtype_size(call.out[0].dtype);
+  TensorView to = call.out[0];
+  CopyParts parts;
   int64_t at = 0;
   for (const TensorView& in : call.in) {
-    part.data = call.out[0].as<uint8_t>() + at * part.stride[dim] * dtype_size(part.dtype);
-    part.shape[dim] = in.shape[dim];
-    copy_strided(part, in, stream_of(call));
+    to.data = call.out[0].as<uint8_t>() + at * to.stride[dim] * size;
+    to.shape[dim] = in.shape[dim];
     at += in.shape[dim];
+    const CopyPlan plan = plan_copy(to, in);
+    if (plan.count == 0) continue;
+    if (transposed_dim(plan) >= 0) {
+      copy_strided(to, in, stream_of(call));
+      continue;
+    }
+    if (parts.count == CopyParts::kMost) launch_parts(&parts, size, stream_of(call));
+    parts.plan[parts.count++] = plan;
   }
+  launch_parts(&parts, size, stream_of(call));
 }
 
 }  // namespace
@@ -185,18 +253,17 @@ void run_cat(const CatState& s, const KernelCall& call) {
 void copy_strided(const TensorView& dst, const TensorView& src, Stream stream) {
   CopyPlan p = plan_copy(dst, src);
   if (p.count == 0) return;
-  switch (widen(&p, dtype_size(dst.dtype))) {
-    case 16:
-      return launch_copy<Pack<uint32_t, 4>>(p, stream);
-    case 8:
-      return launch_copy<uint64_t>(p, stream);
-    case 4:
-      return launch_copy<uint32_t>(p, stream);
-    case 2:
-      return launch_copy<uint16_t>(p, stream);
-    default:
-      return launch_copy<uint8_t>(p, stream);
-  }
+  const int64_t size = dtype_size(dst.dtype), bytes = widest(p, size);
+  const int along = transposed_dim(p);
+  widen(&p, bytes / size);
+  dispatch_bytes(bytes, [&](auto t) {
+    using T = typename decltype(t)::type;
+    if (along >= 0)
+      launch_transpose<T>(p, along, stream);
+    else
+      launch({dim3(blocks_for(p.count, kThreads * kPer)), dim3(kThreads), stream, 0, true}, copy_kernel<T>,
+             p);
+  });
 }
 
 std::unique_ptr<Kernel> make_copy(const KernelSpec& spec, std::string*) {

@@ -186,6 +186,10 @@ class LtLinearImpl final : public LtLinear {
                   size_t workspace_bytes) override {
     if (m == 0) return nullptr;
     const std::lock_guard<std::mutex> lock(mutex_);
+    // The library wants it at a multiple of 256 bytes.
+    const auto begin = (reinterpret_cast<uintptr_t>(workspace) + 255) / 256 * 256;
+    workspace = reinterpret_cast<void*>(begin);
+    workspace_bytes = workspace_bytes > 256 ? workspace_bytes - 256 : 0;
     const int64_t size = dtype_size(dtype_);
     const auto align = [&](const void* p, int64_t stride) {
       return std::min(alignment(reinterpret_cast<uintptr_t>(p)),

@@ -15,8 +15,9 @@ namespace autodeploy::cuda {
 // when that number first comes, on the host alone, so that also the recording of a graph may be the first.
 class LtLinear {
  public:
-  // Bytes of workspace that run() makes use of; with less, fewer algorithms can be chosen from.
-  static constexpr size_t kWorkspace = size_t{32} << 20;
+  // Bytes of workspace that run() makes use of; with less, fewer algorithms can be chosen from. It aligns the
+  // workspace itself.
+  static constexpr size_t kWorkspace = (size_t{32} << 20) + 256;
 
   // Of one element type (f32, f16 or bf16; products of f32 are never rounded to TF32). nullptr, with the
   // reason in *why, where the library is absent or does not take such products. AUTODEPLOY_CUBLASLT may name

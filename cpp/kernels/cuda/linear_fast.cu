@@ -13,6 +13,14 @@
 namespace autodeploy::cuda {
 namespace {
 
+// False where cuBLASLt does not take the operands; then nothing was launched.
+bool run_lt(LtLinear& lt, const KernelCall& call, const DeviceRows& x, const DeviceRows& y, int64_t n,
+            int64_t k) {
+  if (x.dims > 1 || y.dims > 1 || (x.rows > 1 && (x.stride[0] < k || y.stride[0] < n))) return false;
+  return !lt.run(call.device->stream, x.rows, x.data, x.rows > 1 ? x.stride[0] : k, call.in[1].data,
+                 call.in[2].data, y.data, x.rows > 1 ? y.stride[0] : n, call.workspace, LtLinear::kWorkspace);
+}
+
 class FastLinear final : public Kernel {
  public:
   FastLinear(DType dtype, int64_t n, int64_t k, int64_t max_rows, bool bias_f32, std::unique_ptr<LtLinear> lt)
@@ -33,13 +41,7 @@ class FastLinear final : public Kernel {
     const DeviceRows x(call.in[0], 1), y(call.out[0], 1);
     const Stream stream = stream_of(call);
     const int64_t m = x.rows;
-    if (m > kMaxSmallRows && lt_ && x.dims <= 1 && y.dims <= 1) {
-      const char* error =
-          lt_->run(call.device->stream, m, x.data, x.stride[0], call.in[1].data, call.in[2].data, y.data,
-                   y.stride[0], call.workspace, LtLinear::kWorkspace);
-      if (error) note_launch_error(error);
-      return;
-    }
+    if (m > kMaxSmallRows && lt_ && run_lt(*lt_, call, x, y, n_, k_)) return;
     const bool x_aligned = rows_aligned_16(x);
     if (m > kMaxSmallRows && x_aligned) {
       TensorLinearArgs a;
@@ -73,13 +75,57 @@ class FastLinear final : public Kernel {
   int64_t workspace_;
 };
 
+// Any float type; the plain kernel serves what cuBLASLt does not take.
+class LtOnlyLinear final : public Kernel {
+ public:
+  LtOnlyLinear(int64_t n, int64_t k, std::unique_ptr<LtLinear> lt, std::unique_ptr<Kernel> plain)
+      : n_(n), k_(k), lt_(std::move(lt)), plain_(std::move(plain)) {}
+
+  const char* name() const override { return "linear.cublaslt"; }
+  int64_t workspace_bytes() const override {
+    return std::max(int64_t{LtLinear::kWorkspace}, plain_->workspace_bytes());
+  }
+  void run(const KernelCall& call) const override {
+    const DeviceRows x(call.in[0], 1), y(call.out[0], 1);
+    if (!run_lt(*lt_, call, x, y, n_, k_)) plain_->run(call);
+  }
+
+ private:
+  int64_t n_, k_;
+  std::unique_ptr<LtLinear> lt_;
+  std::unique_ptr<Kernel> plain_;
+};
+
 }  // namespace
+
+std::unique_ptr<Kernel> make_linear(const KernelSpec& spec, std::string* why);
+
+std::unique_ptr<Kernel> make_linear_cublaslt(const KernelSpec& spec, std::string* why) {
+  auto plain = make_linear(spec, why);  // checks the spec, too
+  if (!plain) return nullptr;
+  const OperandSpec &x = spec.in[0], &weight = spec.in[1], &bias = spec.in[2];
+  const std::vector<Dim>& shape = weight.shape;
+  if (weight.dtype != x.dtype || spec.out[0].dtype != x.dtype || (bias.present && bias.dtype != x.dtype)) {
+    *why = "its operands have different dtypes";
+    return nullptr;
+  }
+  if (!shape[0].is_static() || !shape[1].is_static() ||
+      weight.stride != std::vector<Dim>{shape[1], fixed(1)} ||
+      (bias.present && bias.stride != std::vector<Dim>{fixed(1)})) {
+    *why = "the weights don't lie in one piece of a fixed size";
+    return nullptr;
+  }
+  auto lt = LtLinear::make(x.dtype, shape[0].constant, shape[1].constant, bias.present, why);
+  if (!lt) return nullptr;
+  return std::make_unique<LtOnlyLinear>(shape[0].constant, shape[1].constant, std::move(lt),
+                                        std::move(plain));
+}
 
 std::unique_ptr<Kernel> make_linear_fast(const KernelSpec& spec, std::string* why) {
   const SpecCheck check(spec);
   check.arity(3, 1);
   const OperandSpec& x = check.input(0, "x [M, K]", 1, 1, true);
-  const OperandSpec& weight = check.input(1, "weight [N, K]", 2, 2);
+  const OperandSpec& weight = check.input(1, "weight [N, K]", 2, 1);
   const OperandSpec* bias = check.optional_input(2, "bias [N]", 1, 1);
   const OperandSpec& y = check.output(0, "y [M, N]", 1, 1, true);
   const int64_t n = check.static_dim(weight, "weight", 0), k = check.static_dim(weight, "weight", 1);
@@ -104,8 +150,9 @@ std::unique_ptr<Kernel> make_linear_fast(const KernelSpec& spec, std::string* wh
     return nullptr;
   }
   // Params are read while earlier kernels still run.
-  if (!weight.constant || !aligned_16(weight.constant)) {
-    *why = "the weights are no param that begins at a 16-byte boundary";
+  if (!weight.constant || !aligned_16(weight.constant) ||
+      weight.stride != std::vector<Dim>{fixed(k), fixed(1)}) {
+    *why = "the weights are no whole param that begins at a 16-byte boundary";
     return nullptr;
   }
   if (!prepare_small_linear<StoreLinear>() || !prepare_tensor_linear()) {

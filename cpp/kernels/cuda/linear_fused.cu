@@ -116,7 +116,7 @@ class FusedLinear final : public Kernel {
   FusedLinear(const KernelSpec& spec, Form form) : form_(form), processors_(num_multiprocessors()) {
     const SpecCheck check(spec);
     const OperandSpec& x = check.input(0, "x [M, K]", 1, 1, true);
-    const OperandSpec& weight = check.input(form.weight(), "weight [N, K]", 2, 2);
+    const OperandSpec& weight = check.input(form.weight(), "weight [N, K]", 2, 1);
     check.that(spec.in.size() >= form.others() && (form.region || spec.in.size() == form.others()),
                "the operands of its parts", std::to_string(spec.in.size()));
     dtype_ = x.dtype;

@@ -53,15 +53,16 @@ struct PagedAttention {
   int32_t* counters = nullptr;  // [decoding sequences * kv_heads * head tiles]; zero before and after
   int min_units = 2;            // fewest units of keys that a block takes
 
-  void set_scale(float scale, float softcap);
+  void set_scale(float scale, float softcap) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    cap_inner = softcap > 0 ? scale / softcap : 0;
+    scale_log2 = (softcap > 0 ? softcap : scale) * kLog2E;
+  }
 };
 
 constexpr int kDecodeRows = 16;       // query heads of a key head that a block takes at once
 constexpr int kDecodeUnit = 64;       // keys
 constexpr int kMaxDecodeSeqs = 2500;  // what shared memory has room for
-
-// Whether keys and values of these widths have kernels.
-bool serves_widths(int key_len, int value_len);
 
 // Memory of the device that was zeros at first. Throws Error(kOutOfMemory).
 class ZeroedMemory {
@@ -126,6 +127,11 @@ bool dispatch_widths(int key_len, int value_len, F&& f) {
   AD_WIDTHS(256, 256)
 #undef AD_WIDTHS
   return served;
+}
+
+// Whether keys and values of these widths have kernels.
+inline bool serves_widths(int key_len, int value_len) {
+  return dispatch_widths(key_len, value_len, [](auto, auto) {});
 }
 
 template <class F>

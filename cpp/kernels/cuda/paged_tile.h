@@ -55,14 +55,25 @@ AD_DEVICE void copy_tile(uint8_t* to, const TileRows& rows, int first, int end, 
   constexpr int kRounds = kTileKeys * kPieces / kWarpSize;
   static_assert(kTileKeys * kPieces % kWarpSize == 0);
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  // Where a round holds whole rows, the column is the same in all rounds.
+  constexpr int kRoundRows = kWarpSize % kPieces == 0 ? kWarpSize / kPieces : 0;
+  const int lane_row = lane / kPieces, lane_column = lane % kPieces;
+  const uint8_t *low = rows.low + lane * 16, *high = rows.high + lane * 16;
+  if constexpr (kRoundRows > 0) to += lane_row * kRowBytes<kWidth> + lane_column * 16;
 #pragma unroll
   for (int i = 0; i < (kRounds + kParts - 1) / kParts; ++i) {
     const int round = i * kParts + part;
     if (kRounds % kParts != 0 && round >= kRounds) break;
-    const int piece = round * kWarpSize + lane, row = piece / kPieces, column = piece % kPieces;
-    const uint8_t* from = (row < 8 ? rows.low : rows.high) + piece * 16;
+    int row = lane_row + round * kRoundRows, column = lane_column;
+    uint8_t* at = to + round * kRoundRows * kRowBytes<kWidth>;
+    if constexpr (kRoundRows == 0) {
+      const int piece = round * kWarpSize + lane;
+      row = piece / kPieces, column = piece % kPieces;
+      at = to + row * kRowBytes<kWidth> + column * 16;
+    }
+    const uint8_t* from = (row < 8 ? low : high) + round * (kWarpSize * 16);
     if (row == fresh) from = fresh_row + column * 16;
-    copy_async_16(to + row * kRowBytes<kWidth> + column * 16, from, row >= first && row < end);
+    copy_async_16(at, from, row >= first && row < end);
   }
 }
 

@@ -38,11 +38,7 @@ AD_DEVICE void load_table(const RopeTable& t, int64_t at, float (&out)[kPack]) {
 
 // Products and sums are rounded as the plain formula has them.
 AD_DEVICE float turned(float a, float c, float b, float s) {
-#ifdef AUTODEPLOY_SIMT_EMULATION
-  return a * c + b * s;
-#else
   return __fadd_rn(__fmul_rn(a, c), __fmul_rn(b, s));
-#endif
 }
 
 template <class T, class C, int kPack>

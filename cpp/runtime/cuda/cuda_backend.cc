@@ -10,6 +10,7 @@
 #include "runtime/cuda/cuda_model_runner.h"
 #include "runtime/cuda/device_pools.h"
 #include "runtime/cuda/device_weights.h"
+#include "runtime/cuda/generated_kernels.h"
 #include "runtime/device_library.h"
 #include "runtime/dummy_weights.h"
 #include "runtime/plan_json.h"

@@ -1,10 +1,13 @@
 #include "runtime/cuda/device_executor.h"
 
+#include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/error.h"
 #include "kernels/cuda/spec.h"
 #include "runtime/cuda/fusion.h"
+#include "runtime/cuda/over_keys_device.h"
 #include "runtime/executor_checks.h"
 #include "runtime/executor_choice.h"
 #include "runtime/executor_plan.h"
@@ -63,6 +66,27 @@ void DeviceExecutor::set_input(const std::string& name, const void* data) {
               detail::concat("[executor] expected an input of the program, found '", name, "'"));
 }
 
+std::vector<double> DeviceExecutor::profile(const StepBatch& batch, const DeviceStep& step, int repeats) {
+  const size_t count = block_.choices().size();
+  std::vector<std::unique_ptr<Event>> events;
+  for (size_t i = 0; i <= count; ++i) events.push_back(std::make_unique<Event>(true));
+  const std::function<void(size_t)> mark = [&](size_t i) { events[i]->record(queue_->stream()); };
+  std::vector<double> least(count, 1e30);
+  for (int r = 0; r <= repeats; ++r) {
+    // The device is kept busy until all is in the queue, so that no launch is waited for.
+    constexpr int kFills = 24;
+    for (int f = 0; f < kFills; ++f) queue_->fill(arena_.data(), 0, arena_.bytes());
+    block_.set_mark(&mark);
+    enqueue(batch, step);
+    block_.set_mark(nullptr);
+    mark(count);
+    queue_->wait();
+    for (size_t i = 0; i < count && r > 0; ++i)
+      least[i] = std::min(least[i], 1e3 * static_cast<double>(events[i + 1]->milliseconds_since(*events[i])));
+  }
+  return least;
+}
+
 TensorView DeviceExecutor::logits() const { return logits_ < 0 ? TensorView{} : block_.value_view(logits_); }
 
 std::string DeviceExecutor::plan_json() const {
@@ -86,11 +110,10 @@ std::unique_ptr<Kernel> DeviceExecutor::make_compiled(const ChoiceContext& conte
   return generated_->make(body, path, spec, why);
 }
 
-std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext&,
-                                                       const InstructionSpec& instruction, KernelChoice*) {
-  throw Error(ErrorKind::kUnsupported,
-              detail::concat("[program.json: ", instruction.where, ", ", instruction.source,
-                             "] expected a kernel for over_keys, found none for the GPU"));
+std::unique_ptr<Kernel> DeviceExecutor::make_over_keys(const ChoiceContext& context,
+                                                       const InstructionSpec& instruction,
+                                                       KernelChoice* choice) {
+  return make_over_keys_on_device(context, instruction, choice);
 }
 
 void DeviceExecutor::fill(void* memory, uint8_t byte, int64_t bytes) { queue_->fill(memory, byte, bytes); }

@@ -33,6 +33,9 @@ class DeviceExecutor final : private ExecutionDevice {
   // device's memory, while the queue still works. Throws Error(kInternal) where a launch fails.
   void enqueue(const StepBatch& batch, const DeviceStep& step, const StepExecutor::Tap* tap = nullptr);
 
+  // Says that a recorded step of these sizes was put into the queue, for value() and logits().
+  void replayed(const DeviceStep& step) { block_.resolve(step.num_tokens, step.num_rows); }
+
   // Of an input other than token_ids and positions, on the device.
   void set_input(const std::string& name, const void* data);
   // A value of the last step put into the queue, on the device.
@@ -40,6 +43,8 @@ class DeviceExecutor final : private ExecutionDevice {
   TensorView logits() const;
 
   const Block& block() const { return block_; }
+  // See StepExecutor::profile; the step's arrays are on the device.
+  std::vector<double> profile(const StepBatch& batch, const DeviceStep& step, int repeats);
   const std::vector<StateSpec>& states() const { return states_; }
   std::string plan_json() const;
 

@@ -188,9 +188,9 @@ std::span<const SampledRow> DeviceSampler::collect(int64_t num_rows, int slot) {
   return {f.rows.data(), static_cast<size_t>(num_rows)};
 }
 
-int64_t DeviceSampler::plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len) {
+int64_t DeviceSampler::plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t) {
   return place_sample_memory(nullptr, max_rows, vocab_size, nullptr) + packed_bytes(max_rows) +
-         max_seq_len * static_cast<int64_t>(sizeof(SampleEdit));
+         EditSlots::plan_bytes();
 }
 
 int64_t DeviceSampler::bytes() const {

@@ -40,13 +40,12 @@ class DeviceSampler {
   void enqueue(const TensorView& logits, int64_t padded_rows, Path path, Queue& queue);
   // Puts the copy of the results to the host into the queue.
   void download(int64_t num_rows, Path path, int slot, Queue& queue);
-  // The results of a slot whose copy has arrived, valid until the slot's next collect.
+  // The results of a slot whose copy has arrived, valid until the slot's next download.
   std::span<const SampledRow> collect(int64_t num_rows, int slot);
 
-  // bytes() of a sampler that is not there yet, but for the edits of rows on their way.
-  static int64_t plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len);
-  int64_t bytes() const;         // on the device
-  int64_t pinned_bytes() const;  // on the host
+  static int64_t plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t max_seq_len);  // on the device
+  int64_t bytes() const;                                                                 // on the device
+  int64_t pinned_bytes() const;                                                          // on the host
 
  private:
   struct Impl;

@@ -1,5 +1,6 @@
 #include "runtime/cuda/device_step_executor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "runtime/cuda/device_executor.h"
 #include "runtime/cuda/device_pools.h"
 #include "runtime/cuda/device_weights.h"
+#include "runtime/dummy_weights.h"
 #include "runtime/executor_checks.h"
 #include "runtime/program_reader.h"
 #include "runtime/weight_program.h"
@@ -27,8 +29,9 @@ class DeviceStepExecutor final : public StepExecutor {
     const ProgramSpec& program = executor_.program();
     std::vector<StateSpec> states = program.states;
     const CachePlan plan = plan_caches(states);
-    weights_ =
-        load_device_weights(load_weight_program(artifact_dir), artifact_dir, program.params, pool_, queue_);
+    WeightProgram weight_program = load_weight_program(artifact_dir);
+    if (options.dummy) weight_program = with_dummy_weights(std::move(weight_program), 0);
+    weights_ = load_device_weights(weight_program, artifact_dir, program.params, pool_, queue_);
     std::vector<ParamBinding> params;
     for (size_t i = 0; i < program.params.size(); ++i)
       params.push_back({weights_.data[i], nullptr, weights_.bytes[i]});
@@ -72,6 +75,12 @@ class DeviceStepExecutor final : public StepExecutor {
     return fetch(executor_.value(v), &outputs_[name]);
   }
 
+  std::vector<double> profile(const StepBatch& batch, int repeats) override {
+    check_batch(batch, options_);
+    DeviceStep step = upload_->put(batch, {}, {batch.num_tokens, batch.num_seqs, batch.num_rows}, 0, queue_);
+    return executor_.profile(batch, step, repeats);
+  }
+
   std::string plan_json() const override { return executor_.plan_json(); }
 
  private:
@@ -81,8 +90,10 @@ class DeviceStepExecutor final : public StepExecutor {
     for (const auto& [name, data] : given_) {
       const ValueSpec& spec = program().values[static_cast<size_t>(check_input(name))];
       const int64_t bytes = spec.numel.eval(batch.num_tokens, batch.num_rows) * dtype_size(spec.dtype);
+      // For the largest step, so that recorded graphs find it where it was.
       DeviceMemory& memory = inputs_[name];
-      if (memory.bytes() < bytes) memory = DeviceMemory(bytes, "an input");
+      const int64_t most = spec.numel.eval(options_.max_tokens, options_.max_rows) * dtype_size(spec.dtype);
+      if (!memory.data()) memory = DeviceMemory(std::max<int64_t>(most, 1), "an input");
       queue_.copy_to_device(memory.data(), data, bytes);
       executor_.set_input(name, memory.data());
     }
@@ -103,6 +114,7 @@ class DeviceStepExecutor final : public StepExecutor {
         }
       }
       graph.launch(queue_.stream());
+      executor_.replayed(step);
     } else {
       executor_.enqueue(batch, step, tap);
     }

@@ -16,12 +16,14 @@ EditSlots::EditSlots(const SampleMemory& memory, int64_t vocab, int64_t max_rows
       vocab_(vocab),
       slots_(static_cast<size_t>(max_rows)),
       last_(static_cast<size_t>(max_rows), -1),
-      staging_(2 * kHalfEdits * static_cast<int64_t>(sizeof(SampleEdit)), "edits of logits") {
+      staging_(plan_bytes(), "edits of logits") {
   for (Half& half : halves_) {
     half.pinned = PinnedMemory(kHalfEdits * static_cast<int64_t>(sizeof(SampleEdit)), "edits of logits");
     half.free = std::make_unique<Event>();
   }
 }
+
+int64_t EditSlots::plan_bytes() { return 2 * kHalfEdits * static_cast<int64_t>(sizeof(SampleEdit)); }
 
 int64_t EditSlots::pinned_bytes() const { return halves_[0].pinned.bytes() + halves_[1].pinned.bytes(); }
 

@@ -36,6 +36,7 @@ class EditSlots {
   // queue: after the draws of the step before, and before those of the rows, which are counted ahead.
   void assign(std::span<const SampleRow> rows, Queue& queue, std::vector<int32_t>* slots);
 
+  static int64_t plan_bytes();  // on the device, besides the SampleMemory
   int64_t bytes() const { return staging_.bytes(); }
   int64_t pinned_bytes() const;
 

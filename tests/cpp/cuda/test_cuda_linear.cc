@@ -128,6 +128,27 @@ TEST(CudaLinear, ManyRowsThatShareTheInnerDimensionAmongBlocks) {
   }
 }
 
+TEST(CudaLinear, DeclinesWhatItDoesNotServe) {
+  const auto why_not = [](DType t, int64_t k, std::vector<int64_t> stride, size_t offset, bool param) {
+    Halves x(DType::kBF16, 256), w(DType::kBF16, 256), y(DType::kBF16, 256);
+    KernelSpec spec;
+    spec.op = "linear";
+    std::string why;
+    EXPECT_FALSE(run_kernel("linear.small", spec,
+                            {make_operand(x.data(), t, {2, k}),
+                             make_operand(w.data() + offset, t, {4, k}, stride, param), Operand{}},
+                            {make_operand(y.data(), t, {2, 4})}, &why));
+    return why;
+  };
+  EXPECT_EQ(why_not(DType::kF32, 8, {8, 1}, 0, true), "it takes bf16 and f16");
+  EXPECT_EQ(why_not(DType::kBF16, 12, {12, 1}, 0, true),
+            "rows of the weights are no multiple of 16 bytes, or a dim is too large");
+  const std::string no_param = "the weights are no whole param that begins at a 16-byte boundary";
+  EXPECT_EQ(why_not(DType::kBF16, 8, {8, 1}, 0, false), no_param);
+  EXPECT_EQ(why_not(DType::kBF16, 8, {8, 1}, 4, true), no_param);
+  EXPECT_EQ(why_not(DType::kBF16, 8, {16, 1}, 0, true), no_param);
+}
+
 TEST(CudaLinear, NoRows) { check({DType::kBF16, 0, 5, 16}); }
 
 }  // namespace

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from devices import DEVICES
 from kernel_programs import DTYPES, Case, native, step_arguments, write_folder
 
 from autodeploy.artifact.op_table import REGION_BOOL_OPS, REGION_OPS
@@ -18,6 +17,7 @@ from autodeploy.interpreter.generic import GENERIC
 from autodeploy.interpreter.region import POINTWISE, run_region
 from autodeploy.ops import Batch
 from autodeploy.testing.compare import assert_close
+from devices import DEVICES
 
 INF, NAN = float("inf"), float("nan")
 TORCH = {"f32": torch.float32, "i64": torch.int64, "bool": torch.bool}

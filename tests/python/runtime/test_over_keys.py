@@ -13,9 +13,11 @@ from kernel_programs import StoredParam, native, step_arguments, write_folder
 from over_keys_programs import CASES, BodyCase, attention_case, rows_per_token
 
 from autodeploy.artifact import Operand, Program, Value, validate
-from autodeploy.interpreter import Interpreter
+from autodeploy.interpreter import Interpreter, body
+from autodeploy.interpreter.body import key_blocks
 from autodeploy.ops import Batch, schedule
 from autodeploy.testing.compare import assert_close
+from devices import DEVICES
 
 # Slots and their new tokens: whole prompts, odd chunks, decodes, sequences that join, leave and reuse a slot.
 STEPS: tuple[dict[int, int], ...] = (
@@ -27,6 +29,8 @@ STEPS: tuple[dict[int, int], ...] = (
     {4: 1, 2: 1},
     {2: 1},
 )
+# Further steps that replay a graph of the ones before, for other sequences and lengths.
+DECODES = ({4: 1, 2: 1}, {1: 1, 4: 1}, {4: 1}, {1: 1}, {2: 1, 1: 1})
 LIMITS = {"max_tokens": 48, "max_seqs": 4, "max_seq_len": 64}
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
@@ -103,6 +107,61 @@ def test_bit_equal_for_any_thread_count_and_page_size(case: BodyCase, tmp_path: 
         for other in others:
             for x, y in zip(first, other, strict=True):
                 np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
+
+
+@CASE
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("options", [{"page_size": 16}, {"replay": True}], ids=str)
+def test_a_device_agrees_with_the_interpreter(
+    case: BodyCase, options: dict[str, Any], device: str, tmp_path: Path
+) -> None:
+    plain, params = case.program()
+    program = plain if "replay" in options else strided(case, plain)
+    runner = make_runner(program, params, tmp_path, device=device, **options)
+    interpreter = Interpreter(plain, params)
+    for i, batch in enumerate(schedule(*STEPS, *DECODES)):
+        inputs = step_inputs(case, batch, 6)
+        given = inputs if program is plain else {n: widen(x) for n, x in inputs.items()}
+        found, expected = run(runner, batch, given), run_interpreter(interpreter, batch, inputs)
+        for j, (x, y) in enumerate(zip(found, expected, strict=True)):
+            assert_close(x, y, 2e-5, f"{case.name} step {i} result {j}")
+
+
+@CASE
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("act", ["bfloat16", "float16"])
+def test_a_device_rounds_as_the_interpreter(case: BodyCase, act: str, device: str, tmp_path: Path) -> None:
+    from test_device_mixers import ACT, to_device_type, to_float
+
+    program, params = case.program()
+    outs = [program.values[v].dtype for v in program.outputs.values()]
+    if "act" not in outs:
+        pytest.skip("its results are whole numbers, chosen by scores that are rounded")
+    interpreter = Interpreter(program, params, ACT[act])
+    runner = make_runner(program, params, tmp_path, device=device, act=act, replay=True)
+    values = {name: program.values[v] for name, v in program.inputs.items()}
+    for i, batch in enumerate(schedule(*STEPS, *DECODES)):
+        inputs = step_inputs(case, batch, 8)
+        narrow = {n: to_device_type(x.contiguous().numpy(), values[n], ACT[act]) for n, x in inputs.items()}
+        found = runner.step(**step_arguments(batch), inputs=narrow)["outputs"]
+        for j, expected in enumerate(run_interpreter(interpreter, batch, inputs)):
+            tolerance = 4 * torch.finfo(ACT[act]).eps  # a few values within are rounded
+            assert_close(to_float(found[f"out{j}"]), expected, tolerance, f"{case.name} step {i} result {j}")
+
+
+@CASE
+def test_blocks_of_zeros_behind_the_keys_change_nothing(case: BodyCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What steps recorded as graphs count on: they bring as many blocks as the longest sequence may have."""
+    program, params = case.program()
+    results = []
+    for more in (0, 1, 4):
+        monkeypatch.setattr(body, "key_blocks", lambda b, length, more=more: key_blocks(b, length) + more)
+        interpreter = Interpreter(program, params)
+        results.append([run_interpreter(interpreter, b, step_inputs(case, b, 7)) for b in schedule(*STEPS)])
+    for other in results[1:]:
+        for i, (found, expected) in enumerate(zip(other, results[0], strict=True)):
+            for x, y in zip(found, expected, strict=True):
+                assert_close(x, y, 2e-5, f"{case.name} step {i}")
 
 
 def strided(case: BodyCase, program: Program) -> Program:
