@@ -88,7 +88,10 @@ class CompiledKernels {
 
   const CompiledKernel& kernel(int32_t index) const { return kernels_[static_cast<size_t>(index)]; }
   const std::vector<CompiledKernel>& kernels() const { return kernels_; }
-  size_t num_launches() const { return launches_.size(); }
+  // By body (-1: the Program itself) and path.
+  const std::map<std::pair<int32_t, std::vector<int32_t>>, CompiledLaunch>& launches() const {
+    return launches_;
+  }
 
   // The file's bytes with a NUL behind them. Throws Error where they are not those that were compiled.
   std::vector<uint8_t> read_binary(int32_t index) const;

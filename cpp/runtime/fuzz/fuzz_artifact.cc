@@ -1,6 +1,7 @@
 // Fuzz target: the JSON files of an artifact. Whatever the bytes, a reader either accepts them or throws an
-// Error that names the place; a Program that was accepted and is small enough is bound to weights of zeros
-// and ones and run, so that what the reader lets pass is also what the executor and the kernels can trust.
+// Error that names the place; launches of compiled kernels that were accepted can be evaluated; a Program
+// that was accepted and is small enough is bound to weights of zeros and ones and run, so that what the
+// reader lets pass is also what the executor and the kernels can trust.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include "cache_manager/state_pools.h"
 #include "core/error.h"
 #include "kernels/cpu/packed_weight.h"
+#include "runtime/compiled_kernels.h"
 #include "runtime/executor.h"
 #include "runtime/fuzz/mutate_json.h"
 #include "runtime/program_reader.h"
@@ -199,6 +201,47 @@ void run_program(ProgramSpec program) {
   run_step(executor, states, plan, 1, kMaxTokens);
 }
 
+// What kernels.json of the corpus names as its program.
+const std::string kAnyProgram(64, 'a');
+
+// Every launch that is read is bound to an instruction of two operands and a result, and evaluated.
+void evaluate_launches(const CompiledKernels& kernels) {
+  KernelSpec spec;
+  spec.op = "region";
+  spec.attrs.set("eps", 0.5);
+  spec.attrs.set("count", int64_t{3});
+  OperandSpec operand;
+  operand.present = true;
+  operand.shape = {Dim{0, 1}, Dim{6}};
+  operand.stride = {Dim{12}, Dim{1}};
+  spec.in = {operand, operand};
+  spec.out = {operand};
+  for (const auto& [place, launch] : kernels.launches()) {
+    for (const auto& [act, index] : launch.kernels) {
+      BoundLaunch bound;
+      try {
+        bound = bind_launch(launch, kernels.kernel(index), spec);
+      } catch (const Error& e) {
+        if (e.kind() != ErrorKind::kInvalidArtifact) throw;
+        continue;
+      }
+      for (int64_t tokens : {int64_t{0}, int64_t{1}, int64_t{1} << 40}) {
+        TensorView view;
+        view.ndim = 2;
+        view.shape = {tokens, 6};
+        view.stride = {12, 1};
+        const TensorView views[] = {view, view};
+        for (const LaunchExpr& e : bound.grid) evaluate(e, views, views);
+        for (size_t i = 0; i < bound.args.size(); ++i) {
+          const LaunchArgType type = kernels.kernel(index).args[i].type;
+          if (type == LaunchArgType::kI32 || type == LaunchArgType::kI64)
+            evaluate(bound.args[i], views, views);
+        }
+      }
+    }
+  }
+}
+
 template <class F>
 void expect_error_or_success(F&& f) {
   try {
@@ -217,6 +260,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace autodeploy;
   const std::string text(reinterpret_cast<const char*>(data), size);
   fuzz::expect_error_or_success([&] { read_weight_program(text); });
+  fuzz::expect_error_or_success(
+      [&] { fuzz::evaluate_launches(CompiledKernels::read(text, fuzz::kAnyProgram)); });
   fuzz::expect_error_or_success([&] {
     ProgramSpec program = read_program(text);
     if (fuzz::is_small(program)) fuzz::run_program(std::move(program));

@@ -60,7 +60,7 @@ CompiledKernels read(const Json& j) { return CompiledKernels::read(j.dump(), kDi
 TEST(CompiledKernels, AreReadAndFound) {
   const CompiledKernels kernels = read(complete());
   ASSERT_EQ(kernels.kernels().size(), 2u);
-  EXPECT_EQ(kernels.num_launches(), 2u);
+  EXPECT_EQ(kernels.launches().size(), 2u);
   const CompiledKernel& code = kernels.kernel(0);
   EXPECT_FALSE(code.is_ptx);
   EXPECT_EQ(code.arch, 90);
