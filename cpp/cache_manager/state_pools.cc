@@ -50,14 +50,11 @@ void HostMemory::populate(int64_t begin, int64_t end) const {
   }
 }
 
-HostStatePools::HostStatePools(const CachePlan& plan)
-    : slot_states_(plan.slots.states),
-      storage_(plan.bytes(), "caches"),
-      memory_(plan.component_bytes.size()) {
-  for (const PageGroupPlan& group : plan.groups) group_states_.push_back(group.states);
-  uint8_t* next = storage_.data();
+std::vector<StateMemory> place_states(const CachePlan& plan, uint8_t* base) {
+  std::vector<StateMemory> places(plan.component_bytes.size());
+  uint8_t* next = base;
   const auto place = [&](int32_t state, int32_t units) {
-    StateMemory& memory = memory_[static_cast<size_t>(state)];
+    StateMemory& memory = places[static_cast<size_t>(state)];
     for (int64_t bytes : plan.component_bytes[static_cast<size_t>(state)]) {
       memory.data.push_back(next);
       memory.bytes.push_back(bytes);
@@ -68,7 +65,15 @@ HostStatePools::HostStatePools(const CachePlan& plan)
     for (int32_t state : group.states) place(state, group.num_pages);
   }
   for (int32_t state : plan.slots.states) place(state, plan.slots.num_slots);
-  AD_ICHECK(next == storage_.data() + storage_.bytes(), "the pools take exactly what the plan says");
+  AD_ICHECK(next == base + plan.bytes(), "the pools take exactly what the plan says");
+  return places;
+}
+
+HostStatePools::HostStatePools(const CachePlan& plan)
+    : slot_states_(plan.slots.states),
+      storage_(plan.bytes(), "caches"),
+      memory_(place_states(plan, storage_.data())) {
+  for (const PageGroupPlan& group : plan.groups) group_states_.push_back(group.states);
 }
 
 void HostStatePools::copy_page(int32_t group, int32_t from, int32_t to) {

@@ -41,6 +41,10 @@ class HostMemory {
   int64_t bytes_ = 0;
 };
 
+// Where the states of a plan lie in plan.bytes() bytes from `base` on, one after another: one entry per
+// state.
+std::vector<StateMemory> place_states(const CachePlan& plan, uint8_t* base);
+
 // One allocation for all states of a plan.
 class HostStatePools final : public StateCopier {
  public:

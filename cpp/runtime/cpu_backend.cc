@@ -94,20 +94,9 @@ class CpuBackend final : public EngineBackend {
   std::string plan_json(int64_t book_bytes) const override {
     Json plan = Json::parse(executor_->plan_json());
     const CachePlan& caches = cache_->plan();
-    plan["limits"] = {
-        {"vocab_size", program_limits_.vocab_size},
-        {"max_positions", program_limits_.max_positions},
-        {"max_seq_len", caches.limits.max_seq_len - static_cast<int64_t>(prefix_tokens_.size())},
-        {"num_prefix_tokens", prefix_tokens_.size()},
-        {"max_num_seqs", caches.limits.max_num_seqs},
-        {"max_batch_tokens", caches.limits.max_batch_tokens},
-        {"max_open_steps", caches.limits.max_open_steps},
-        {"cache_bytes", caches.limits.max_bytes},
-        {"page_size", caches.limits.page_size},
-        {"num_threads", pool_->num_threads()},
-        {"exact", options_.exact},
-        {"prefault", options_.prefault},
-        {"load_format", options_.load_format == LoadFormat::kDummy ? "dummy" : "auto"}};
+    plan["limits"] = limits_json(caches.limits, program_limits_, prefix_tokens_.size(), options_);
+    plan["limits"]["num_threads"] = pool_->num_threads();
+    plan["limits"]["prefault"] = options_.prefault;
     const MemoryPlan& memory = executor_->memory_plan();
     const int64_t weights = weights_.plan().resident_bytes;
     const int64_t arena = memory.arena_bytes + memory.workspace_bytes;

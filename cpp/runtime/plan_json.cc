@@ -5,6 +5,21 @@
 
 namespace autodeploy {
 
+nlohmann::ordered_json limits_json(const CacheLimits& limits, const ProgramLimits& program,
+                                   size_t num_prefix_tokens, const EngineOptions& options) {
+  return {{"vocab_size", program.vocab_size},
+          {"max_positions", program.max_positions},
+          {"max_seq_len", limits.max_seq_len - static_cast<int64_t>(num_prefix_tokens)},
+          {"num_prefix_tokens", num_prefix_tokens},
+          {"max_num_seqs", limits.max_num_seqs},
+          {"max_batch_tokens", limits.max_batch_tokens},
+          {"max_open_steps", limits.max_open_steps},
+          {"cache_bytes", limits.max_bytes},
+          {"page_size", limits.page_size},
+          {"exact", options.exact},
+          {"load_format", options.load_format == LoadFormat::kDummy ? "dummy" : "auto"}};
+}
+
 nlohmann::ordered_json caches_json(const CachePlan& plan) {
   using Json = nlohmann::ordered_json;
   Json groups = Json::array();

@@ -11,6 +11,7 @@
 #include "kernels/cpu/half.h"
 #include "kernels/cpu/intrinsics.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/row_op_checks.h"
 #include "kernels/cpu/spec_check.h"
 #include "kernels/kernel.h"
 
@@ -56,24 +57,7 @@ class Rope : public Kernel {
 };
 
 std::unique_ptr<Kernel> make_rope(const KernelSpec& spec, std::string* why, Isa isa) {
-  const SpecCheck check(spec);
-  check.arity(3, 1);
-  const OperandSpec& x = check.input(0, "x [T, Hn, D]", 3, 1);
-  const int64_t width = check.static_dim(x, "x", 2);
-  check.static_dim(x, "x", 1);
-  for (size_t i : {1, 2}) {
-    const char* label = i == 1 ? "cos" : "sin";
-    const OperandSpec& table = check.input(i, label, 2, 1, true);
-    const Dim half = table.shape.back();
-    check.shape(table, label,
-                table.shape.size() == 3 ? std::vector<Dim>{x.shape[0], x.shape[1], half}
-                                        : std::vector<Dim>{x.shape[0], half});
-  }
-  const int64_t half = check.static_dim(spec.in[1], "cos", spec.in[1].shape.size() - 1);
-  check.that(spec.in[2].shape.back() == fixed(half) && 2 * half <= width,
-             "cos and sin of the same width, at most half of x's",
-             shape_text(spec.in[1].shape) + " and " + shape_text(spec.in[2].shape));
-  check.shape(check.output(0, "the result [T, Hn, D]", 3, 1), "the result", x.shape);
+  check_rope(spec);
   if (!require_isa(isa, why) || !serves_float32(spec, {0, 1, 2}, why)) return nullptr;
   return std::make_unique<Rope>(spec, isa);
 }

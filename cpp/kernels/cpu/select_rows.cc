@@ -4,7 +4,7 @@
 #include <string>
 
 #include "core/error.h"
-#include "kernels/cpu/spec_check.h"
+#include "kernels/cpu/row_op_checks.h"
 #include "kernels/kernel.h"
 
 namespace autodeploy {
@@ -27,13 +27,7 @@ class SelectRows : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_select_rows(const KernelSpec& spec, std::string*) {
-  const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "x [T, H]", 2, 1);
-  check.that(x.shape[0] == Dim{0, 1, 0}, "x [T, H]", shape_text(x.shape));
-  check.shape(check.output(0, "the result [R, H]", 2, 1), "the result", {Dim{0, 0, 1}, x.shape[1]});
-  check.that(spec.out[0].dtype == x.dtype, "a result of x's dtype",
-             std::string(dtype_name(spec.out[0].dtype)));
+  check_select_rows(spec);
   return std::make_unique<SelectRows>();
 }
 

@@ -1,4 +1,5 @@
 // known_length: how long the sequence of each token was known to be when the token was computed.
+#include "kernels/cpu/row_op_checks.h"
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
@@ -37,13 +38,7 @@ void run_known_length(const NoState&, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_known_length(const KernelSpec& spec, std::string*) {
-  const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "at [T]", 1, 0);
-  check.that(x.shape[0] == Dim{0, 1, 0}, "positions [T]", shape_text(x.shape));
-  check.that(x.dtype == DType::kI64, "positions of i64", std::string(dtype_name(x.dtype)));
-  check.shape(check.output(0, "the result [T]", 1, 0), "the result", {Dim{0, 1, 0}});
-  check.that(spec.out[0].dtype == DType::kI64, "a result of i64", std::string(dtype_name(spec.out[0].dtype)));
+  check_known_length(spec);
   return make_function_kernel("known_length.plain", NoState{}, run_known_length);
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/float_view.h"
 #include "kernels/cuda/region_math.h"
 #include "kernels/cuda/spec.h"
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/region.h"
 #include "kernels/generic/region_compile.h"
 
@@ -190,17 +191,17 @@ AD_DEVICE void compute(const Machine<Word, kPer>& m, const Instruction& in) {
   case TileOp::f32_##name:                                                            \
     m.template map_two<float>(in, [](float a, float b) { return f32_##name(a, b); }); \
     return;
-  AD_TILE_F32_BINARY(X)
-  AD_TILE_COMPARE(X)
+    AD_TILE_F32_BINARY(X)
+    AD_TILE_COMPARE(X)
 #undef X
-      case TileOp::bool_not:
-    m.template map<bool>(in, [](bool a) { return bool_not(a); });
-    return;
+    case TileOp::bool_not:
+      m.template map<bool>(in, [](bool a) { return bool_not(a); });
+      return;
 #define X(name)                                                                     \
   case TileOp::bool_##name:                                                         \
     m.template map_two<bool>(in, [](bool a, bool b) { return bool_##name(a, b); }); \
     return;
-    AD_TILE_BOOL_BINARY(X)
+      AD_TILE_BOOL_BINARY(X)
 #undef X
     case TileOp::cast_f32_f32:
       m.template map<float>(in, [](float a) { return a; });
@@ -235,12 +236,12 @@ AD_DEVICE void compute(const Machine<Word, kPer>& m, const Instruction& in) {
   case TileOp::i64_##name:                                                                  \
     m.template map_two<int64_t>(in, [](int64_t a, int64_t b) { return i64_##name(a, b); }); \
     return;
-    AD_TILE_I64_BINARY(X)
-    AD_TILE_COMPARE(X)
+      AD_TILE_I64_BINARY(X)
+      AD_TILE_COMPARE(X)
 #undef X
-        case TileOp::cast_i64_i64:
-      m.template map<int64_t>(in, [](int64_t a) { return a; });
-      return;
+      case TileOp::cast_i64_i64:
+        m.template map<int64_t>(in, [](int64_t a) { return a; });
+        return;
       case TileOp::cast_f32_i64:
         m.template map<float>(in, [](float a) { return cast_f32_i64(a); });
         return;
@@ -502,25 +503,7 @@ class RegionKernel final : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_region(const KernelSpec& spec, std::string* why) {
-  const auto check = [&](bool ok, const char* expected) {
-    AD_CHECK(ok, ErrorKind::kInvalidArtifact, "[region] expected ", expected, ", found otherwise (",
-             spec.source, ")");
-  };
-  check(spec.region != nullptr, "a region");
-  check(spec.in.size() == spec.region->inputs.size() && spec.out.size() == spec.region->outputs.size() &&
-            !spec.out.empty(),
-        "as many operands and results as the region has");
-  for (size_t i = 0; i < spec.in.size(); ++i) {
-    check(spec.in[i].present && spec.in[i].shape == spec.out[0].shape, "operands of the results' shape");
-    check(spec.in[i].dtype == spec.region->inputs[i], "operands of the region's dtypes");
-  }
-  std::vector<DType> types = spec.region->inputs;
-  for (const RegionNode& n : spec.region->nodes) types.push_back(n.dtype);
-  for (size_t i = 0; i < spec.out.size(); ++i) {
-    check(spec.out[i].shape == spec.out[0].shape, "results of one shape");
-    check(spec.out[i].dtype == types.at(static_cast<size_t>(spec.region->outputs[i])),
-          "results of the region's dtypes");
-  }
+  check_region(spec);
   const size_t operands = spec.in.size() + spec.out.size();
   if (operands > kManyOperands) {
     *why = "it takes at most " + std::to_string(kManyOperands) + " operands and results";

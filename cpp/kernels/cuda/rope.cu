@@ -1,5 +1,6 @@
 // rope: rotary position embedding (Su et al. 2021, arXiv:2104.09864) of the first channels of every head; the
 // rest pass. The result may be x: a thread reads what it turns before it writes.
+#include "kernels/cpu/row_op_checks.h"
 #include "kernels/cuda/elements.h"
 
 namespace autodeploy::cuda {
@@ -151,24 +152,8 @@ void run_rope(const RopeState& s, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_rope(const KernelSpec& spec, std::string* why) {
-  const SpecCheck check(spec);
-  check.arity(3, 1);
-  const OperandSpec& x = check.input(0, "x [N, Hn, D]", 3, 1);
-  const int64_t width = check.static_dim(x, "x", 2);
-  check.static_dim(x, "x", 1);
-  for (size_t i : {1, 2}) {
-    const char* label = i == 1 ? "cos" : "sin";
-    const OperandSpec& table = check.input(i, label, 2, 1, true);
-    const Dim half = table.shape.back();
-    check.shape(table, label,
-                table.shape.size() == 3 ? std::vector<Dim>{x.shape[0], x.shape[1], half}
-                                        : std::vector<Dim>{x.shape[0], half});
-  }
-  const int64_t half = check.static_dim(spec.in[1], "cos", spec.in[1].shape.size() - 1);
-  check.that(spec.in[2].shape.back() == fixed(half) && 2 * half <= width,
-             "cos and sin of the same width, at most half of x's",
-             shape_text(spec.in[1].shape) + " and " + shape_text(spec.in[2].shape));
-  check.shape(check.output(0, "the result [N, Hn, D]", 3, 1), "the result", x.shape);
+  const int64_t half = check_rope(spec);
+  const OperandSpec& x = spec.in[0];
   const DType cos = spec.in[1].dtype, sin = spec.in[2].dtype;
   if (!is_float(x.dtype) || !is_float(cos) || !is_float(sin) || spec.out[0].dtype != x.dtype) {
     *why = "it takes floats, and gives x's dtype";

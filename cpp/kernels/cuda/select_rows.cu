@@ -1,4 +1,5 @@
 // select_rows: the rows of a step whose logits are wanted.
+#include "kernels/cpu/row_op_checks.h"
 #include "kernels/cuda/elements.h"
 
 namespace autodeploy::cuda {
@@ -43,13 +44,7 @@ void run_select_rows(const NoState&, const KernelCall& call) {
 }  // namespace
 
 std::unique_ptr<Kernel> make_select_rows(const KernelSpec& spec, std::string*) {
-  const SpecCheck check(spec);
-  check.arity(1, 1);
-  const OperandSpec& x = check.input(0, "x [T, H]", 2, 1);
-  check.that(x.shape[0] == Dim{0, 1, 0}, "x [T, H]", shape_text(x.shape));
-  check.shape(check.output(0, "the result [R, H]", 2, 1), "the result", {Dim{0, 0, 1}, x.shape[1]});
-  check.that(spec.out[0].dtype == x.dtype, "a result of x's dtype",
-             std::string(dtype_name(spec.out[0].dtype)));
+  check_select_rows(spec);
   return make_function_kernel("select_rows.plain", NoState{}, run_select_rows);
 }
 

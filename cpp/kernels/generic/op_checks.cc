@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "core/error.h"
+#include "kernels/generic/region.h"
 #include "kernels/generic/strided.h"
 
 namespace autodeploy {
@@ -193,6 +195,29 @@ double check_full(const KernelSpec& spec) {
   check.that(y.dtype != DType::kI64 || is_small_integer(value), "a whole value within 2^53",
              std::to_string(value));
   return value;
+}
+
+std::vector<DType> check_region(const KernelSpec& spec) {
+  const auto check = [&](bool ok, const char* expected) {
+    AD_CHECK(ok, ErrorKind::kInvalidArtifact, "[region] expected ", expected, ", found otherwise (",
+             spec.source, ")");
+  };
+  check(spec.region != nullptr, "a region");
+  check(spec.in.size() == spec.region->inputs.size() && spec.out.size() == spec.region->outputs.size() &&
+            !spec.out.empty(),
+        "as many operands and results as the region has");
+  for (size_t i = 0; i < spec.in.size(); ++i) {
+    check(spec.in[i].present && spec.in[i].shape == spec.out[0].shape, "operands of the results' shape");
+    check(spec.in[i].dtype == spec.region->inputs[i], "operands of the region's dtypes");
+  }
+  std::vector<DType> types = spec.region->inputs;
+  for (const RegionNode& n : spec.region->nodes) types.push_back(n.dtype);
+  for (size_t i = 0; i < spec.out.size(); ++i) {
+    check(spec.out[i].shape == spec.out[0].shape, "results of one shape");
+    check(spec.out[i].dtype == types.at(static_cast<size_t>(spec.region->outputs[i])),
+          "results of the region's dtypes");
+  }
+  return types;
 }
 
 }  // namespace autodeploy

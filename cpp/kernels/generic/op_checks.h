@@ -4,12 +4,14 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "core/tensor_view.h"
 #include "kernels/kernel.h"
 
 namespace autodeploy {
 
+std::vector<DType> check_region(const KernelSpec& spec);  // dtypes of its registers
 void check_copy(const KernelSpec& spec);
 int64_t check_cat(const KernelSpec& spec);  // the dim
 // Which dims go away. Whether the kind has a meaning for the operand's dtype is the kernel's to say.

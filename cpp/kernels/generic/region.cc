@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "kernels/cpu/spec_check.h"
+#include "kernels/generic/op_checks.h"
 #include "kernels/generic/region_compile.h"
 #include "kernels/generic/region_iterate.h"
 #include "kernels/kernel.h"
@@ -232,25 +233,7 @@ class RegionKernel : public Kernel {
 
 std::unique_ptr<Kernel> make_region(const KernelSpec& spec, std::string* why, Isa isa) {
   const auto served = [](DType t) { return t == DType::kF32 || t == DType::kI64 || t == DType::kBool; };
-  const auto check = [&](bool ok, const char* expected) {
-    AD_CHECK(ok, ErrorKind::kInvalidArtifact, "[region] expected ", expected, ", found otherwise (",
-             spec.source, ")");
-  };
-  check(spec.region != nullptr, "a region");
-  check(spec.in.size() == spec.region->inputs.size() && spec.out.size() == spec.region->outputs.size() &&
-            !spec.out.empty(),
-        "as many operands and results as the region has");
-  for (size_t i = 0; i < spec.in.size(); ++i) {
-    check(spec.in[i].present && spec.in[i].shape == spec.out[0].shape, "operands of the results' shape");
-    check(spec.in[i].dtype == spec.region->inputs[i], "operands of the region's dtypes");
-  }
-  std::vector<DType> types = spec.region->inputs;
-  for (const RegionNode& n : spec.region->nodes) types.push_back(n.dtype);
-  for (size_t i = 0; i < spec.out.size(); ++i) {
-    check(spec.out[i].shape == spec.out[0].shape, "results of one shape");
-    check(spec.out[i].dtype == types.at(static_cast<size_t>(spec.region->outputs[i])),
-          "results of the region's dtypes");
-  }
+  const std::vector<DType> types = check_region(spec);
   if (!std::all_of(types.begin(), types.end(), served)) {
     if (why) *why = "computes float32, i64 and bool only";
     return nullptr;

@@ -1,7 +1,6 @@
 #include "runtime/cuda/cuda_backend.h"
 
 #include <algorithm>
-#include <chrono>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -23,7 +22,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr double kMemoryFraction = 0.9;            // of the device's memory that the engine takes
 constexpr int64_t kGraphBytes = int64_t{1} << 20;  // of one graph, roughly
 
 // Memory of states that is not there yet: as many components as the states have.
@@ -34,13 +32,6 @@ std::vector<StateMemory> blank_memory(const std::vector<StateSpec>& states) {
     memory[i].bytes.assign(states[i].components.size(), 0);
   }
   return memory;
-}
-
-int64_t pages_of_all(const CachePlan& plan) {
-  int64_t pages = 0;
-  for (const PageGroupPlan& group : plan.groups)
-    pages += (plan.limits.max_seq_len + group.page_size - 1) / group.page_size * plan.limits.max_num_seqs;
-  return pages;
 }
 
 class CudaBackend final : public EngineBackend {
@@ -70,8 +61,8 @@ class CudaBackend final : public EngineBackend {
     cache_ = std::make_unique<CacheManager>(plan, pools_.get());
     bind(plan, weights_.data, pools_->memory());
     executor_->allocate();
-    runner_ = std::make_unique<CudaModelRunner>(executor_.get(), &queue_, program_limits_.vocab_size,
-                                                runner_options(plan));
+    runner_ = std::make_unique<CudaModelRunner>(executor_.get(), &queue_, parse_device(options.device).second,
+                                                program_limits_.vocab_size, plan);
     queue_.wait();
   }
 
@@ -88,21 +79,13 @@ class CudaBackend final : public EngineBackend {
         {"compute_capability", std::to_string(device_.major) + "." + std::to_string(device_.minor)},
         {"processors", device_.num_sms},
         {"dtype", dtype_name(act_)}};
-    plan["limits"] = {
-        {"vocab_size", program_limits_.vocab_size},
-        {"max_positions", program_limits_.max_positions},
-        {"max_seq_len", caches.limits.max_seq_len - static_cast<int64_t>(prefix_tokens_.size())},
-        {"num_prefix_tokens", prefix_tokens_.size()},
-        {"max_num_seqs", caches.limits.max_num_seqs},
-        {"max_batch_tokens", caches.limits.max_batch_tokens},
-        {"cache_bytes", caches.limits.max_bytes},
-        {"page_size", caches.limits.page_size},
-        {"load_format", options_.load_format == LoadFormat::kDummy ? "dummy" : "auto"}};
+    plan["limits"] = limits_json(caches.limits, program_limits_, prefix_tokens_.size(), options_);
     const int64_t arena = executor_->arena_bytes(), graphs = graph_bytes();
     plan["memory"] = {{"weights", weight_bytes_},
                       {"arena", arena},
                       {"caches", caches.bytes()},
                       {"steps", runner_->bytes()},
+                      {"pinned_on_host", runner_->pinned_bytes()},
                       {"graphs", graphs},
                       {"books", book_bytes},
                       {"total", weight_bytes_ + arena + caches.bytes() + runner_->bytes() + graphs},
@@ -158,19 +141,9 @@ class CudaBackend final : public EngineBackend {
       bind(plan, params, blank_memory(states_));
       memory_.arena = executor_->arena_bytes();
       memory_.graphs = graph_bytes();
-      memory_.other = CudaModelRunner::plan_bytes(runner_options(plan), program_limits_.vocab_size);
+      memory_.other = CudaModelRunner::plan_bytes(plan, program_limits_.vocab_size);
     }
     return plan;
-  }
-
-  CudaRunnerOptions runner_options(const CachePlan& plan) const {
-    CudaRunnerOptions o;
-    o.max_tokens = plan.limits.max_batch_tokens;
-    o.max_seqs = plan.limits.max_num_seqs;
-    o.max_seq_len = plan.limits.max_seq_len;
-    o.max_pages = pages_of_all(plan);
-    for (const PageGroupPlan& group : plan.groups) o.page_sizes.push_back(group.page_size);
-    return o;
   }
 
   // In the order of their dependencies: what comes later points into what came before.

@@ -15,15 +15,15 @@ std::vector<int64_t> CudaModelRunner::make_ladder(int64_t max_seqs) {
   return ladder;
 }
 
-CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int64_t vocab_size,
-                                 CudaRunnerOptions options)
+CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int device, int64_t vocab_size,
+                                 const CachePlan& plan)
     : executor_(executor),
       queue_(queue),
-      options_(std::move(options)),
-      upload_({options_.max_tokens, options_.max_seqs, options_.max_seqs}, options_.page_sizes,
-              options_.max_pages, kInFlight),
-      sampler_(vocab_size, options_.max_seqs, options_.max_seq_len, kInFlight),
-      ladder_(make_ladder(options_.max_seqs)) {
+      device_(device),
+      max_seq_len_(plan.limits.max_seq_len),
+      upload_(plan, plan.limits.max_num_seqs, kInFlight),
+      sampler_(vocab_size, plan.limits.max_num_seqs, plan.limits.max_seq_len, kInFlight),
+      ladder_(make_ladder(plan.limits.max_num_seqs)) {
   for (Flight& flight : flights_) flight.done = std::make_unique<Event>();
 }
 
@@ -37,30 +37,36 @@ CudaModelRunner::~CudaModelRunner() {
 
 void CudaModelRunner::launch(const Step& step) {
   AD_ICHECK(num_launched_ - num_waited_ < kInFlight, "at most two steps are in flight");
-  const StepBatch& b = step.batch;
+  make_current(device_);
   const int slot = static_cast<int>(num_launched_ % kInFlight);
-  Flight& flight = flights_[slot];
-  flight.num_rows = b.num_rows;
+  try {
+    put(step, slot);
+  } catch (...) {
+    // The next step takes the same slot, so nothing may still copy from it.
+    queue_->wait();
+    throw;
+  }
+  ++num_launched_;
+}
+
+void CudaModelRunner::put(const Step& step, int slot) {
+  const StepBatch& b = step.batch;
   const DeviceSampler::Path path = DeviceSampler::path_for(step.rows);
-  const bool decodes = b.num_decodes == b.num_seqs && b.num_rows == b.num_seqs;
-  if (decodes && options_.graphs) {
+  if (b.num_decodes == b.num_seqs && b.num_rows == b.num_seqs) {
     const int64_t size = *std::lower_bound(ladder_.begin(), ladder_.end(), b.num_seqs);
     const Graph& graph = graph_for(size, path);
-    const StepSizes sizes{size, size, size};
-    upload_.put(b, step.token_rows, sizes, slot, *queue_);
+    upload_.put(b, step.token_rows, {size, size, size}, slot, *queue_);
     sampler_.upload(step.rows, size, path, slot, *queue_);
     graph.launch(queue_->stream());
-    ++counters_.replayed_steps;
   } else {
     const StepSizes sizes{b.num_tokens, b.num_seqs, b.num_rows};
     const DeviceStep device = upload_.put(b, step.token_rows, sizes, slot, *queue_);
     if (b.num_rows > 0) sampler_.upload(step.rows, b.num_rows, path, slot, *queue_);
     enqueue(b, device, sizes, path);
   }
-  ++(decodes ? counters_.decode_steps : counters_.other_steps);
   if (b.num_rows > 0) sampler_.download(b.num_rows, path, slot, *queue_);
-  flight.done->record(queue_->stream());
-  ++num_launched_;
+  flights_[slot].num_rows = b.num_rows;
+  flights_[slot].done->record(queue_->stream());
 }
 
 void CudaModelRunner::enqueue(const StepBatch& batch, const DeviceStep& step, const StepSizes& sizes,
@@ -82,7 +88,7 @@ const Graph& CudaModelRunner::graph_for(int64_t size, DeviceSampler::Path path) 
   step.stream = queue_->stream();
   step.num_decodes = size;
   step.max_query_len = 1;
-  step.max_kv_len = options_.max_seq_len;
+  step.max_kv_len = max_seq_len_;
   step.captured = true;
   queue_->begin_recording();
   try {
@@ -92,13 +98,7 @@ const Graph& CudaModelRunner::graph_for(int64_t size, DeviceSampler::Path path) 
     queue_->abandon_recording();
     throw;
   }
-  ++counters_.graphs;
-  counters_.graph_nodes = std::max(counters_.graph_nodes, graph.num_nodes());
   return graph;
-}
-
-void CudaModelRunner::record_graphs() {
-  for (int64_t size : ladder_) graph_for(size, DeviceSampler::Path::kGreedy);
 }
 
 BatchResult CudaModelRunner::wait() {
@@ -106,6 +106,7 @@ BatchResult CudaModelRunner::wait() {
   const int slot = static_cast<int>(num_waited_++ % kInFlight);
   BatchResult result;
   try {
+    make_current(device_);
     flights_[slot].done->wait();
   } catch (const Error& error) {
     // CUDA's errors of running kernels stay until the process ends.
@@ -117,11 +118,10 @@ BatchResult CudaModelRunner::wait() {
   return result;
 }
 
-int64_t CudaModelRunner::plan_bytes(const CudaRunnerOptions& o, int64_t vocab_size) {
-  return StepUpload::plan_bytes({o.max_tokens, o.max_seqs, o.max_seqs}, o.page_sizes.size(), o.max_pages) +
-         DeviceSampler::plan_bytes(vocab_size, o.max_seqs, o.max_seq_len);
+int64_t CudaModelRunner::plan_bytes(const CachePlan& plan, int64_t vocab_size) {
+  const int64_t rows = plan.limits.max_num_seqs;
+  return StepUpload::plan_bytes(plan, rows) +
+         DeviceSampler::plan_bytes(vocab_size, rows, plan.limits.max_seq_len);
 }
-
-int64_t CudaModelRunner::bytes() const { return upload_.bytes() + sampler_.bytes(); }
 
 }  // namespace autodeploy::cuda

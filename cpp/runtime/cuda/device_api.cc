@@ -39,6 +39,8 @@ DeviceInfo use_device(int index) {
   return info;
 }
 
+void make_current(int index) { check(cudaSetDevice(index), "choosing the GPU"); }
+
 DeviceMemory::DeviceMemory(int64_t bytes, const char* what) {
   if (bytes <= 0) return;
   void* p = nullptr;
@@ -87,10 +89,6 @@ void Event::record(Stream stream) {
   check(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream), "recording an event");
 }
 void Event::wait() { check(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)), "waiting for the GPU"); }
-void Event::make_wait(Stream stream) {
-  check(cudaStreamWaitEvent(stream, static_cast<cudaEvent_t>(event_), 0), "waiting for an event");
-}
-bool Event::done() const { return cudaEventQuery(static_cast<cudaEvent_t>(event_)) == cudaSuccess; }
 float Event::milliseconds_since(const Event& earlier) const {
   float ms = 0;
   check(cudaEventElapsedTime(&ms, static_cast<cudaEvent_t>(earlier.event_), static_cast<cudaEvent_t>(event_)),
@@ -140,9 +138,6 @@ Graph Queue::end_recording() {
     ~Destroy() { (void)cudaGraphDestroy(graph); }
   } destroy{graph};
   Graph result;
-  size_t nodes = 0;
-  check(cudaGraphGetNodes(graph, nullptr, &nodes), "counting a graph's nodes");
-  result.num_nodes_ = static_cast<int64_t>(nodes);
   cudaGraphExec_t exec = nullptr;
   check(cudaGraphInstantiate(&exec, graph, 0), "making a graph ready");
   result.exec_ = exec;

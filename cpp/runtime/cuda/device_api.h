@@ -25,46 +25,49 @@ struct DeviceInfo {
 // of that number, or its driver is too old.
 DeviceInfo use_device(int index);
 
-// Memory of the device, 256-byte aligned.
-class DeviceMemory {
+// Makes a device that use_device() has seen the calling thread's: every thread that puts work into a queue
+// does so.
+void make_current(int index);
+
+// Bytes that belong to one owner.
+class Allocation {
  public:
-  DeviceMemory() = default;
-  DeviceMemory(int64_t bytes, const char* what);  // `what` names it in messages
-  ~DeviceMemory();
-  DeviceMemory(DeviceMemory&& o) noexcept
+  uint8_t* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ protected:
+  Allocation() = default;
+  ~Allocation() = default;
+  Allocation(Allocation&& o) noexcept
       : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
-  DeviceMemory& operator=(DeviceMemory&& o) noexcept {
+  Allocation& operator=(Allocation&& o) noexcept {
     std::swap(data_, o.data_);
     std::swap(bytes_, o.bytes_);
     return *this;
   }
-  uint8_t* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
 
- private:
   uint8_t* data_ = nullptr;
   int64_t bytes_ = 0;
 };
 
+// Memory of the device, 256-byte aligned.
+class DeviceMemory : public Allocation {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(int64_t bytes, const char* what);  // `what` names it in messages
+  ~DeviceMemory();
+  DeviceMemory(DeviceMemory&&) noexcept = default;
+  DeviceMemory& operator=(DeviceMemory&&) noexcept = default;
+};
+
 // Memory of the host that the device copies from and to by itself.
-class PinnedMemory {
+class PinnedMemory : public Allocation {
  public:
   PinnedMemory() = default;
   PinnedMemory(int64_t bytes, const char* what);
   ~PinnedMemory();
-  PinnedMemory(PinnedMemory&& o) noexcept
-      : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
-  PinnedMemory& operator=(PinnedMemory&& o) noexcept {
-    std::swap(data_, o.data_);
-    std::swap(bytes_, o.bytes_);
-    return *this;
-  }
-  uint8_t* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  int64_t bytes_ = 0;
+  PinnedMemory(PinnedMemory&&) noexcept = default;
+  PinnedMemory& operator=(PinnedMemory&&) noexcept = default;
 };
 
 // A mark in a queue.
@@ -75,9 +78,7 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(Stream stream);
-  void wait();                    // on the host
-  void make_wait(Stream stream);  // the queue waits
-  bool done() const;
+  void wait();                                           // on the host
   float milliseconds_since(const Event& earlier) const;  // both timed and passed
 
  private:
@@ -89,20 +90,17 @@ class Graph {
  public:
   Graph() = default;
   ~Graph();
-  Graph(Graph&& o) noexcept : exec_(std::exchange(o.exec_, nullptr)), num_nodes_(o.num_nodes_) {}
+  Graph(Graph&& o) noexcept : exec_(std::exchange(o.exec_, nullptr)) {}
   Graph& operator=(Graph&& o) noexcept {
     std::swap(exec_, o.exec_);
-    std::swap(num_nodes_, o.num_nodes_);
     return *this;
   }
   explicit operator bool() const { return exec_ != nullptr; }
   void launch(Stream stream) const;
-  int64_t num_nodes() const { return num_nodes_; }
 
  private:
   friend class Queue;
   void* exec_ = nullptr;
-  int64_t num_nodes_ = 0;
 };
 
 // A queue of work; what is put into it runs in order.

@@ -1,30 +1,14 @@
 #include "runtime/cuda/device_pools.h"
 
-#include "core/error.h"
-
 namespace autodeploy::cuda {
 
 DeviceStatePools::DeviceStatePools(const CachePlan& plan, Queue* queue)
     : queue_(queue),
       slot_states_(plan.slots.states),
       storage_(plan.bytes(), "caches"),
-      memory_(plan.component_bytes.size()) {
+      memory_(place_states(plan, storage_.data())) {
   for (const PageGroupPlan& group : plan.groups) group_states_.push_back(group.states);
   queue->fill(storage_.data(), 0, storage_.bytes());
-  uint8_t* next = storage_.data();
-  const auto place = [&](int32_t state, int32_t units) {
-    StateMemory& memory = memory_[static_cast<size_t>(state)];
-    for (int64_t bytes : plan.component_bytes[static_cast<size_t>(state)]) {
-      memory.data.push_back(next);
-      memory.bytes.push_back(bytes);
-      next += bytes * units;
-    }
-  };
-  for (const PageGroupPlan& group : plan.groups) {
-    for (int32_t state : group.states) place(state, group.num_pages);
-  }
-  for (int32_t state : plan.slots.states) place(state, plan.slots.num_slots);
-  AD_ICHECK(next == storage_.data() + storage_.bytes(), "the pools take exactly what the plan says");
 }
 
 void DeviceStatePools::copy_page(int32_t group, int32_t from, int32_t to) {

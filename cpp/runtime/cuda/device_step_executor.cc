@@ -45,14 +45,7 @@ class DeviceStepExecutor final : public StepExecutor {
     options_.pool = &pool_;
     executor_.bind(params, std::move(states), pools_->memory(), options_);
     executor_.allocate();
-    std::vector<int32_t> page_sizes;
-    int64_t pages = 0;
-    for (const PageGroupPlan& group : plan.groups) {
-      page_sizes.push_back(group.page_size);
-      pages += (options.max_seq_len + group.page_size - 1) / group.page_size * options.max_seqs;
-    }
-    upload_ = std::make_unique<StepUpload>(StepSizes{options.max_tokens, options.max_seqs, options.max_rows},
-                                           std::move(page_sizes), pages, 1);
+    upload_ = std::make_unique<StepUpload>(plan, options.max_rows, 1);
   }
 
   const ProgramSpec& program() const override { return executor_.program(); }

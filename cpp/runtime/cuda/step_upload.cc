@@ -6,6 +6,17 @@
 #include "core/error.h"
 
 namespace autodeploy::cuda {
+namespace {
+
+// Of all groups together, and one for the null sequences of each.
+int64_t max_pages_of(const CachePlan& plan) {
+  int64_t pages = 0;
+  for (const PageGroupPlan& group : plan.groups)
+    pages += (plan.limits.max_seq_len + group.page_size - 1) / group.page_size * plan.limits.max_num_seqs + 1;
+  return pages;
+}
+
+}  // namespace
 
 struct StepUpload::Places {
   int64_t token_ids = 0, positions = 0, token_seq = 0, token_rows = 0, query_start = 0, kv_len = 0,
@@ -14,9 +25,9 @@ struct StepUpload::Places {
 
 StepUpload::Places StepUpload::places(const StepSizes& s) const { return places_of(s, num_groups_); }
 
-int64_t StepUpload::plan_bytes(const StepSizes& most, size_t num_groups, int64_t max_pages) {
-  const auto groups = static_cast<int64_t>(num_groups);
-  return places_of(most, groups).pages + (max_pages + groups) * 4;
+int64_t StepUpload::plan_bytes(const CachePlan& plan, int64_t max_rows) {
+  const StepSizes most{plan.limits.max_batch_tokens, plan.limits.max_num_seqs, max_rows};
+  return places_of(most, static_cast<int64_t>(plan.groups.size())).pages + max_pages_of(plan) * 4;
 }
 
 StepUpload::Places StepUpload::places_of(const StepSizes& s, int64_t num_groups) {
@@ -42,13 +53,12 @@ StepUpload::Places StepUpload::places_of(const StepSizes& s, int64_t num_groups)
   return p;
 }
 
-StepUpload::StepUpload(const StepSizes& most, std::vector<int32_t> page_sizes, int64_t max_pages, int slots)
-    : page_sizes_(std::move(page_sizes)),
-      num_groups_(static_cast<int64_t>(page_sizes_.size())),
-      max_pages_(max_pages + num_groups_) {
+StepUpload::StepUpload(const CachePlan& plan, int64_t max_rows, int slots)
+    : num_groups_(static_cast<int64_t>(plan.groups.size())), max_pages_(max_pages_of(plan)) {
   AD_CHECK(num_groups_ <= kMaxPageGroups, ErrorKind::kUnsupported, "[cuda] expected at most ", kMaxPageGroups,
            " groups of pages, found ", num_groups_, ": the program's states have more geometries");
-  const int64_t bytes = places(most).pages + max_pages_ * 4;
+  for (const PageGroupPlan& group : plan.groups) page_sizes_.push_back(group.page_size);
+  const int64_t bytes = plan_bytes(plan, max_rows);
   device_ = DeviceMemory(bytes, "the arrays of a step");
   for (int i = 0; i < slots; ++i) pinned_.emplace_back(bytes, "the arrays of a step");
 }

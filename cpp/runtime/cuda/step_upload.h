@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "cache_manager/cache_plan.h"
 #include "core/step_batch.h"
 #include "kernels/cuda/device_step.h"
 #include "runtime/cuda/device_api.h"
@@ -21,9 +22,9 @@ struct StepSizes {
 // replay; the lists of pages, whose length differs from step to step, come last.
 class StepUpload {
  public:
-  // Room for steps of these sizes, with lists of at most max_pages pages in all groups together; page_sizes:
-  // of each group, tokens. `slots`: steps that may be on their way at the same time.
-  StepUpload(const StepSizes& most, std::vector<int32_t> page_sizes, int64_t max_pages, int slots);
+  // Room for the largest steps of a plan, with logits of at most max_rows rows. `slots`: steps that may be on
+  // their way at the same time.
+  StepUpload(const CachePlan& plan, int64_t max_rows, int slots);
 
   // Writes the batch, filled up with null sequences to `sizes` (each one token, one row), into pinned memory
   // and puts its copy into the queue. token_rows: see Step::token_rows; empty where all tokens are known. The
@@ -36,7 +37,7 @@ class StepUpload {
   // [T] of the last put(), on the device.
   const int32_t* token_rows(const StepSizes& sizes) const;
 
-  static int64_t plan_bytes(const StepSizes& most, size_t num_groups, int64_t max_pages);  // on the device
+  static int64_t plan_bytes(const CachePlan& plan, int64_t max_rows);  // on the device
   int64_t bytes() const { return device_.bytes(); }
   int64_t pinned_bytes() const;
 

@@ -45,12 +45,9 @@ constexpr int kMaxThreads = 1024;
 struct Stream {
   std::vector<std::function<void()>>* recording = nullptr;
 };
-// Counts what was run or recorded, for tests.
-inline int64_t g_launches = 0;
 
 template <class F>
 void enqueue(Stream* stream, F&& work) {
-  ++g_launches;
   if (stream && stream->recording)
     stream->recording->emplace_back(std::forward<F>(work));
   else
