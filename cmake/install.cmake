@@ -8,6 +8,9 @@ include(CMakePackageConfigHelpers)
 
 install(TARGETS autodeploy EXPORT autodeploy-targets COMPONENT sdk
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT sdk NAMELINK_COMPONENT sdk)
+if(TARGET autodeploy_cuda)  # loaded from the folder of the library
+  install(TARGETS autodeploy_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT sdk)
+endif()
 if(AUTODEPLOY_TOOLS AND TARGET autodeploy_run)
   install(TARGETS autodeploy_run RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT sdk)
   set_target_properties(autodeploy_run PROPERTIES
