@@ -4,7 +4,7 @@
 //
 // clang-format off
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icpp -Icpp/include -o bench_cuda_linear
-//        benchmarks/cpp/bench_cuda_linear.cu cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error}.cc -ldl
+//        benchmarks/cpp/bench_cuda_linear.cu cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error,own_folder}.cc -ldl
 //   bench_cuda_linear [--shapes 8b,1b,3b or 4096x14336,...] [--rows 1,2,4,8,16,32,64] [--only PART] [--best 3]
 //                     [--no-overlap] [--csv FILE] [--chain 8b,1b,3b] [--pause 1.5]
 // clang-format on

@@ -9,17 +9,10 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/own_folder.h"
 
 namespace autodeploy {
 namespace {
-
-std::string own_folder() {
-  Dl_info info;
-  if (!dladdr(reinterpret_cast<const void*>(&own_folder), &info) || !info.dli_fname) return ".";
-  const std::string path = info.dli_fname;
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
-}
 
 const DeviceLibrary* load(const std::string& file) {
   std::vector<std::string> folders;

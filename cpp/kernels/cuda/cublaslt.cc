@@ -1,5 +1,7 @@
 #include "kernels/cuda/cublaslt.h"
 
+#include "core/own_folder.h"
+
 #ifndef AUTODEPLOY_SIMT_EMULATION
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -88,7 +90,12 @@ void* open_library(std::string* why) {
     }
   }
   for (const char* name : kNames) tried.emplace_back(name);
-  for (const char* name : kNames) tried.push_back(std::string("/usr/local/cuda/lib64/") + name);
+  // The toolkit's, and the package nvidia-cublas beside an installed autodeploy.
+  for (const std::string& folder :
+       {std::string("/usr/local/cuda/lib64"), own_folder() + "/../nvidia/cu13/lib",
+        own_folder() + "/../nvidia/cublas/lib"}) {
+    for (const char* name : kNames) tried.push_back(folder + "/" + name);
+  }
   for (const std::string& name : tried) {
     if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
   }
