@@ -302,9 +302,10 @@ struct WarpState {
         }
       }
     }
-    uint32_t weights[4] = {};
-    weigh(a, s, 0, weights);
-    if (rows > 8) weigh(a, s, 1, weights);
+    // In two parts, so that they are as exact as float32 needs.
+    uint32_t weights[4] = {}, rests[4] = {};
+    weigh(a, s, 0, weights, rests);
+    if (rows > 8) weigh(a, s, 1, weights, rests);
     const uint8_t* values = stage + Shape::kValuesAt +
                             ((lane & 7) + (lane >> 3 & 1) * 8) * kRowBytes<kValueLen> + (lane >> 4) * 16;
 #pragma unroll
@@ -313,6 +314,8 @@ struct WarpState {
       load_matrix_x4_transposed(v, values + c * 16);
       mma_16x8x16<T>(o[c], weights, {v[0], v[1]});
       mma_16x8x16<T>(o[c + 1], weights, {v[2], v[3]});
+      mma_16x8x16<T>(o[c], rests, {v[0], v[1]});
+      mma_16x8x16<T>(o[c + 1], rests, {v[2], v[3]});
     }
   }
 
@@ -323,7 +326,8 @@ struct WarpState {
     return pack_pair<T>(to_float(at[0]), to_float(at[1]));
   }
   // Row h of the lane's two: scores to weights, and what was before to the new maximum.
-  AD_DEVICE void weigh(const PagedAttention& a, const float (&s)[2][4], int h, uint32_t (&weights)[4]) {
+  AD_DEVICE void weigh(const PagedAttention& a, const float (&s)[2][4], int h, uint32_t (&weights)[4],
+                       uint32_t (&rests)[4]) {
     float top = fmaxf(fmaxf(s[0][2 * h], s[0][2 * h + 1]), fmaxf(s[1][2 * h], s[1][2 * h + 1]));
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2)) * a.scale_log2;
@@ -345,8 +349,11 @@ struct WarpState {
         sum[h] += w[j][i];
       }
     }
-    weights[h] = pack_pair<T>(w[0][0], w[0][1]);
-    weights[2 + h] = pack_pair<T>(w[1][0], w[1][1]);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      weights[2 * j + h] = pack_pair<T>(w[j][0], w[j][1]);
+      rests[2 * j + h] = pack_rest<T>(w[j][0], w[j][1], weights[2 * j + h]);
+    }
   }
 };
 

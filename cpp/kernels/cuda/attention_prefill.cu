@@ -255,13 +255,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
       const uint8_t* from = values + slot * Shape::kValueBytes + value_lane;
 #pragma unroll
       for (int n = 0; n < kStepKeys / 16; ++n) {
-        uint32_t w[kRowTiles][4];
+        // Weights in two parts, so that they are as exact as float32 needs.
+        uint32_t w[kRowTiles][4], rest[kRowTiles][4];
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          w[m][0] = pack_pair<T>(s[m][2 * n][0], s[m][2 * n][1]);
-          w[m][1] = pack_pair<T>(s[m][2 * n][2], s[m][2 * n][3]);
-          w[m][2] = pack_pair<T>(s[m][2 * n + 1][0], s[m][2 * n + 1][1]);
-          w[m][3] = pack_pair<T>(s[m][2 * n + 1][2], s[m][2 * n + 1][3]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* pair = &s[m][2 * n + i / 2][i % 2 * 2];
+            w[m][i] = pack_pair<T>(pair[0], pair[1]);
+            rest[m][i] = pack_rest<T>(pair[0], pair[1], w[m][i]);
+          }
         }
 #pragma unroll
         for (int c = 0; c < kValueLen / 8; c += 2) {
@@ -271,6 +274,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
           for (int m = 0; m < kRowTiles; ++m) {
             mma_16x8x16<T>(o[m][c], w[m], {v[0], v[1]});
             mma_16x8x16<T>(o[m][c + 1], w[m], {v[2], v[3]});
+            mma_16x8x16<T>(o[m][c], rest[m], {v[0], v[1]});
+            mma_16x8x16<T>(o[m][c + 1], rest[m], {v[2], v[3]});
           }
         }
       }

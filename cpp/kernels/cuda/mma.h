@@ -155,6 +155,14 @@ AD_DEVICE uint32_t pack_pair(float low, float high) {
   return bits;
 }
 
+// What pack_pair() has rounded off, rounded itself: a product with both keeps twice the digits of one factor.
+template <class T>
+AD_DEVICE uint32_t pack_rest(float low, float high, uint32_t packed) {
+  T pair[2];
+  memcpy(static_cast<void*>(pair), &packed, sizeof(packed));
+  return pack_pair<T>(low - to_float(pair[0]), high - to_float(pair[1]));
+}
+
 // 2^x to about 2 units in the last place; 0 for minus infinity.
 AD_DEVICE float exp2_fast(float x) {
 #ifdef AUTODEPLOY_SIMT_EMULATION
