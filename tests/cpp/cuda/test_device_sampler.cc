@@ -507,7 +507,6 @@ TEST(DeviceSampler, ReplaysServeStepsOfFewerRows) {
     device.queue.begin_recording();
     device.sampler.enqueue(logits.view(), kRows, path, device.queue);
     const Graph graph = device.queue.end_recording();
-    EXPECT_EQ(graph.num_nodes(), path == Path::kGreedy ? 1 : 3);
     for (size_t n : {4, 1, 3}) {
       std::vector<Row> rows;
       for (size_t r = 0; r < n; ++r) {
