@@ -302,7 +302,7 @@ void run_case(const Case& c, const Heads& h, const Options& o, double copy) {
       if (c.decode()) {
         launch_decode(o.dtype, h.width, h.width, l, num_seqs, v.blocks, stream);
       } else {
-        launch_append(h.width, h.width, l, 0, tokens, stream);
+        launch_append(o.dtype, h.width, h.width, l, 0, tokens, stream);
         launch_prefill(o.dtype, h.width, h.width, l, 0, num_seqs, 0, tokens, v.max_query_len, stream);
       }
       return l;

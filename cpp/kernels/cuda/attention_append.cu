@@ -1,5 +1,5 @@
-// Puts the step's keys and values into the pages of their sequences.
-#include "kernels/cuda/paged_attention.h"
+// Puts the step's keys, turned where they are to be, and values into the pages of their sequences.
+#include "kernels/cuda/paged_tile.h"
 
 namespace autodeploy::cuda {
 namespace {
@@ -12,6 +12,7 @@ struct AppendArgs {
   int64_t first_token = 0, items = 0;    // pieces of all tokens
 };
 
+template <class T>
 __global__ void __launch_bounds__(kThreads) append_kernel(const AppendArgs p) {
   wait_for_previous();
   let_next_start();
@@ -31,22 +32,14 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const AppendArgs p) {
   const int64_t row = (int64_t{head} << a.page_shift) + (place & ((1 << a.page_shift) - 1));
   uint8_t* to = is_key ? a.k_pages + page * a.k_page_bytes + (row * p.key_pieces + piece) * 16
                        : a.v_pages + page * a.v_page_bytes + (row * p.value_pieces + piece) * 16;
-  const HeadRows& rows = is_key ? a.k : a.v;
-  const uint16_t* from = rows.row<const uint16_t>(token, head) + piece * 8;
-  using Piece = Pack<uint16_t, 8>;
-  if (rows.wide) {
-    *reinterpret_cast<Piece*>(to) = *reinterpret_cast<const Piece*>(from);
-  } else {
-    Piece x;
-#pragma unroll
-    for (int c = 0; c < 8; ++c) x.x[c] = from[c];
-    *reinterpret_cast<Piece*>(to) = x;
-  }
+  *reinterpret_cast<Piece<T>*>(to) =
+      is_key ? turned_piece(a.turn, a.k.row<const T>(token, head), a.k.wide, token, piece * 8)
+             : load_piece(a.v.row<const T>(token, head) + piece * 8, a.v.wide);
 }
 
 }  // namespace
 
-void launch_append(int key_len, int value_len, const PagedAttention& a, int64_t first_token,
+void launch_append(DType dtype, int key_len, int value_len, const PagedAttention& a, int64_t first_token,
                    int64_t num_tokens, Stream stream) {
   AppendArgs p;
   p.a = a;
@@ -55,7 +48,8 @@ void launch_append(int key_len, int value_len, const PagedAttention& a, int64_t 
   p.items = (num_tokens - first_token) * a.kv_heads * (p.key_pieces + p.value_pieces);
   if (p.items <= 0) return;
   const auto blocks = static_cast<unsigned>((p.items + kThreads - 1) / kThreads);
-  launch({dim3(blocks), dim3(kThreads), stream, 0, true}, append_kernel, p);
+  const LaunchConfig config{dim3(blocks), dim3(kThreads), stream, 0, true};
+  dispatch_half(dtype, [&](auto t) { launch(config, append_kernel<typename decltype(t)::type>, p); });
 }
 
 }  // namespace autodeploy::cuda

@@ -29,9 +29,9 @@ struct DecodeShape {
   static constexpr int kRing = kBlocksPerSm == 2 ? kRingOfTwo : kRingOfOne;
   static constexpr int kStages = std::min(kRing / (kWarps * kStageBytes), 6);
   static constexpr int kRingBytes = kWarps * kStages * kStageBytes;
-  // Where registers are short, queries lie in shared memory.
+  // Where registers are short, queries stay in shared memory.
   static constexpr bool kSharedQueries = kKeyLen + kValueLen > 320;
-  static constexpr int kQueryBytes = kSharedQueries ? kDecodeRows * kRowBytes<kKeyLen> : 0;
+  static constexpr int kQueryBytes = (kDecodeRows + 1) * kRowBytes<kKeyLen>;  // and the new key
   // Where warps leave their values for each other: in a stage of the ring.
   static constexpr int kPartRow = kValueLen + 8;  // floats
   static_assert(kStages >= 2 && kPartRow * 4 * kDecodeRows <= kStageBytes);
@@ -238,26 +238,19 @@ struct WarpState {
   // `first` is the first of `rows` heads. All threads of the block call this; `queries` is shared memory.
   AD_DEVICE void load_queries(const PagedAttention& a, int token, int first, int rows, uint8_t* queries) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-    if constexpr (Shape::kSharedQueries) {
-      for (int i = static_cast<int>(threadIdx.x); i < kDecodeRows * kKeyLen / 2; i += kThreads) {
-        const int row = i / (kKeyLen / 2), pair = i % (kKeyLen / 2);
-        *reinterpret_cast<uint32_t*>(queries + row * kRowBytes<kKeyLen> + pair * 4) =
-            row < rows ? load_pair(a, token, first + row, 2 * pair) : 0;
-      }
-      shared_q = queries + lane % 16 * kRowBytes<kKeyLen> + lane / 16 * 16;
-      __syncthreads();
-    } else {
+    constexpr int kPieces = kKeyLen / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < kDecodeRows * kPieces; i += kThreads) {
+      const int row = i / kPieces, piece = i % kPieces;
+      Piece<T> x = {};
+      if (row < rows)
+        x = turned_piece(a.turn, a.q.row<const T>(token, first + row), a.q.wide, token, piece * 8);
+      *reinterpret_cast<Piece<T>*>(queries + row * kRowBytes<kKeyLen> + piece * 16) = x;
+    }
+    __syncthreads();
+    shared_q = queries + lane % 16 * kRowBytes<kKeyLen> + lane / 16 * 16;
+    if constexpr (!Shape::kSharedQueries) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = lane / 4 + 8 * h;
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-          for (int c = 0; c < 2; ++c)
-            q[s][h + 2 * c] =
-                row < rows ? load_pair(a, token, first + row, s * 16 + c * 8 + lane % 4 * 2) : 0;
-        }
-      }
+      for (int s = 0; s < kSteps; ++s) load_matrix_x4(q[s], shared_q + s * 32);
     }
   }
   AD_DEVICE void clear() {
@@ -320,11 +313,6 @@ struct WarpState {
   }
 
  private:
-  static AD_DEVICE uint32_t load_pair(const PagedAttention& a, int token, int head, int channel) {
-    const T* at = a.q.row<const T>(token, head) + channel;
-    if (a.q.wide) return *reinterpret_cast<const uint32_t*>(at);
-    return pack_pair<T>(to_float(at[0]), to_float(at[1]));
-  }
   // Row h of the lane's two: scores to weights, and what was before to the new maximum.
   AD_DEVICE void weigh(const PagedAttention& a, const float (&s)[2][4], int h, uint32_t (&weights)[4],
                        uint32_t (&rests)[4]) {
@@ -418,9 +406,17 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
     const int kv_head = at.head % a.kv_heads, first_row = at.head / a.kv_heads * kDecodeRows;
     const int first_head = kv_head * a.group + first_row, rows = min(kDecodeRows, a.group - first_row);
     const int count = static_cast<int>(min(int64_t{at.end - at.unit}, end - unit));
-    const bool appends = a.k.data && first_row == 0 && at.unit + count == at.end;
+    // The new key and value come from the step's; the first of a key head's tiles puts them into their page.
+    const bool has_fresh = a.k.data && at.unit + count == at.end;
+    const bool appends = has_fresh && first_row == 0, turns = has_fresh && a.turn.cos;
+    uint8_t* const turned_key = shared + Shape::kRingBytes + kDecodeRows * kRowBytes<kKeyLen>;
     int last_page = 0;
     if (appends) last_page = a.pages[a.page_start[at.seq] + ((kv_len - 1) >> a.page_shift)];
+    if (turns && warp == (kv_len - 1) / kTileKeys % kWarps) {
+      for (int c = lane; c < kKeyLen / 8; c += kWarpSize)
+        *reinterpret_cast<Piece<T>*>(turned_key + c * 16) =
+            turned_piece(a.turn, a.k.row<const T>(at.seq, kv_head), a.k.wide, at.seq, c * 8);
+    }
     state.load_queries(a, at.seq, first_head, rows, shared + Shape::kRingBytes);
     state.clear();
     for (int i = 0; i < count; ++i) {
@@ -428,10 +424,16 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
       wait_copies<Shape::kStages - 1>();
       __syncwarp();
       const int key = (at.unit + i) * kDecodeUnit + warp * kTileKeys;
-      const uint8_t* stage = ring + slot * Shape::kStageBytes;
+      uint8_t* stage = ring + slot * Shape::kStageBytes;
       if (key < kv_len && key + kTileKeys > first) {
-        state.attend(a, stage, key, first, kv_len, rows);
         const int fresh = kv_len - 1 - key;
+        if (turns && fresh < kTileKeys) {
+          for (int c = lane * 16; c < kKeyLen * 2; c += kWarpSize * 16)
+            *reinterpret_cast<uint4*>(stage + fresh * kRowBytes<kKeyLen> + c) =
+                *reinterpret_cast<const uint4*>(turned_key + c);
+          __syncwarp();
+        }
+        state.attend(a, stage, key, first, kv_len, rows);
         if (appends && fresh < kTileKeys) {
           const int64_t in_page =
               (int64_t{kv_head} << a.page_shift) + ((kv_len - 1) & ((1 << a.page_shift) - 1));

@@ -131,12 +131,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
       const T* from =
           a.q.row<const T>(token + query, kv_head * a.group + flat - query * a.group) + column * 8;
       uint8_t* to = queries + row * kKeyRow + column * 16;
-      if (a.q.wide) {
+      if (a.q.wide && !a.turn.cos) {
         copy_async_16(to, from, row < num_rows);
       } else {
-#pragma unroll
-        for (int c = 0; c < 8; ++c)
-          reinterpret_cast<T*>(to)[c] = row < num_rows ? from[c] : from_float<T>(0.0f);
+        Piece<T> x = {};
+        if (row < num_rows) x = turned_piece(a.turn, from - column * 8, a.q.wide, token + query, column * 8);
+        *reinterpret_cast<Piece<T>*>(to) = x;
       }
     }
   }

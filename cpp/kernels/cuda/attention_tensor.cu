@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "kernels/cpu/attention_form.h"
+#include "kernels/cuda/attention_tensor.h"
 #include "kernels/cuda/paged_attention.h"
 #include "kernels/cuda/spec.h"
 
@@ -38,7 +39,10 @@ namespace {
 struct TensorState {
   AttentionForm form;
   DType dtype = DType::kBF16;
+  size_t sinks = kSinks;  // which operand
   bool sinks_f32 = false;
+  bool turns = false;  // rope+attention
+  bool turn_f32 = false, interleaved = false;
   int blocks = 0;  // of decode
   ZeroedMemory counters;
 
@@ -53,6 +57,21 @@ HeadRows head_rows(const TensorView& v) {
   return rows;
 }
 
+constexpr size_t kCos = 3, kSin = 4, kTurnedSinks = 5, kTurnedOperands = 6;
+
+HeadTurn head_turn(const TensorState& s, const TensorView& cos, const TensorView& sin) {
+  HeadTurn turn;
+  turn.cos = cos.data, turn.sin = sin.data;
+  turn.cos_token = cos.stride[0], turn.sin_token = sin.stride[0];
+  turn.half = static_cast<int>(cos.shape[1]);
+  turn.f32 = s.turn_f32, turn.interleaved = s.interleaved;
+  const auto whole = [](const TensorView& v) {
+    return reinterpret_cast<uintptr_t>(v.data) % 16 == 0 && v.stride[0] * dtype_size(v.dtype) % 16 == 0;
+  };
+  turn.wide = whole(cos) && whole(sin);
+  return turn;
+}
+
 void run_tensor(const TensorState& s, const KernelCall& call) {
   const DeviceStep& step = *call.device;
   const AttentionForm& form = s.form;
@@ -60,8 +79,9 @@ void run_tensor(const TensorState& s, const KernelCall& call) {
   a.q = head_rows(call.in[0]);
   a.out = head_rows(call.out[0]);
   if (form.appends) a.k = head_rows(call.in[1]), a.v = head_rows(call.in[2]);
+  if (s.turns) a.turn = head_turn(s, call.in[kCos], call.in[kSin]);
   if (form.has_sinks) {
-    const TensorView& sinks = call.in[kSinks];
+    const TensorView& sinks = call.in[s.sinks];
     a.sinks = sinks.data;
     a.sink_token = form.token_sinks ? sinks.stride[0] : 0;
     a.sink_head = sinks.stride[form.token_sinks ? 1 : 0];
@@ -85,7 +105,7 @@ void run_tensor(const TensorState& s, const KernelCall& call) {
   // Where rows allow it, decode puts its tokens into the pages itself.
   const bool fused = form.appends && a.k.wide && a.v.wide;
   if (form.appends)
-    launch_append(s.key_len(), s.value_len(), a, fused ? decodes : 0, step.num_tokens, stream);
+    launch_append(s.dtype, s.key_len(), s.value_len(), a, fused ? decodes : 0, step.num_tokens, stream);
   PagedAttention d = a;
   if (!fused) d.k = d.v = HeadRows();
   launch_decode(s.dtype, s.key_len(), s.value_len(), d, decodes, s.blocks, stream);
@@ -93,14 +113,13 @@ void run_tensor(const TensorState& s, const KernelCall& call) {
                  step.num_tokens, step.max_query_len, stream);
 }
 
-}  // namespace
-
-std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::string* why) {
+// `spec` is that of the attention alone; `s` says what stands before it.
+std::unique_ptr<Kernel> make_tensor(const char* name, const KernelSpec& spec, TensorState s,
+                                    std::string* why) {
   const auto declines = [&](const std::string& reason) {
     *why = reason;
     return nullptr;
   };
-  TensorState s;
   s.form = check_attention(spec);
   s.dtype = spec.out[0].dtype;
   if (s.dtype != DType::kBF16 && s.dtype != DType::kF16)
@@ -130,7 +149,8 @@ std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::strin
     return declines("it takes pages of a power of 2 tokens, at least 8, found " +
                     std::to_string(s.form.page_size));
   if (!(s.form.scale > 0)) return declines("it takes a positive scale");
-  if (s.form.kv_heads > 65535 || s.form.group > 65535) return declines("it takes at most 65535 heads");
+  if (s.form.q_heads > 65535 || (spec.max_tokens + 1) * s.form.q_heads > INT32_MAX)
+    return declines("it takes at most 65535 heads, and fewer than 2^31 of all tokens");
   if (spec.max_seqs > kMaxDecodeSeqs || spec.max_seqs * (spec.max_seq_len / kDecodeUnit + 1) > INT32_MAX)
     return declines("it takes at most " + std::to_string(kMaxDecodeSeqs) +
                     " sequences, and of their keys at most 2^37");
@@ -143,7 +163,45 @@ std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::strin
                             static_cast<int64_t>(sizeof(int32_t)));
   const int64_t workspace =
       decode_partial_floats(s.blocks, s.value_len(), group) * static_cast<int64_t>(sizeof(float));
-  return make_function_kernel("attention.tensor", std::move(s), run_tensor, workspace);
+  return make_function_kernel(name, std::move(s), run_tensor, workspace);
+}
+
+}  // namespace
+
+std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::string* why) {
+  return make_tensor("attention.tensor", spec, {}, why);
+}
+
+std::unique_ptr<Kernel> make_rope_attention(const KernelSpec& spec, std::string* why) {
+  const SpecCheck check(spec);
+  check.arity(kTurnedOperands, 1, 1);
+  TensorState s;
+  s.sinks = kTurnedSinks;
+  s.turns = true;
+  s.interleaved = spec.attrs.boolean("interleaved");
+  const OperandSpec& q = check.input(0, "q", 3, 1);
+  const OperandSpec &cos = check.input(kCos, "cos [T, R2]", 2, 1),
+                    &sin = check.input(kSin, "sin [T, R2]", 2, 1);
+  const int64_t half = check.static_dim(cos, "cos", 1), width = check.static_dim(q, "q", 2);
+  check.shape(cos, "cos", {q.shape[0], fixed(half)});
+  check.shape(sin, "sin", cos.shape);
+  check.that(2 * half <= width, "cos and sin of at most half of q's width",
+             shape_text(cos.shape) + " and " + shape_text(q.shape));
+  check.that(spec.in[1].present, "keys", "none");
+  if (half % 8 != 0) {
+    *why = "it turns halves of a multiple of 8 channels, found " + std::to_string(half);
+    return nullptr;
+  }
+  s.turn_f32 = cos.dtype == DType::kF32;
+  if (cos.dtype != sin.dtype || (!s.turn_f32 && cos.dtype != q.dtype)) {
+    *why = "it takes cos and sin of float32, or of the dtype of queries";
+    return nullptr;
+  }
+  KernelSpec attention = spec;
+  attention.in.assign(kAttentionOperands, OperandSpec());
+  std::copy(spec.in.begin(), spec.in.begin() + kCos, attention.in.begin());
+  attention.in[kSinks] = spec.in[kTurnedSinks];
+  return make_tensor("rope+attention.tensor", attention, std::move(s), why);
 }
 
 }  // namespace autodeploy::cuda

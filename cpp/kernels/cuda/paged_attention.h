@@ -24,9 +24,19 @@ struct HeadRows {
   }
 };
 
+// Rotary position embedding of queries and keys, as op `rope` has it (docs/program.md): results are rounded.
+struct HeadTurn {
+  const void *cos = nullptr, *sin = nullptr;  // [T, half] of float32 or of the dtype of q; none: no turn
+  int64_t cos_token = 0, sin_token = 0;       // strides, in elements
+  int half = 0;                               // a multiple of 8
+  bool f32 = false, interleaved = false;
+  bool wide = false;  // rows begin at multiples of 16 bytes
+};
+
 struct PagedAttention {
   HeadRows q, out;
   HeadRows k, v;  // rows of the step's tokens; no data where the pages hold them already
+  HeadTurn turn;  // of q and k
   const void* sinks = nullptr;
   int64_t sink_token = 0, sink_head = 0;  // strides, in elements
   bool sinks_f32 = false;                 // else of the dtype of q
@@ -90,7 +100,7 @@ constexpr int decode_head_tiles(int group) { return (group + kDecodeRows - 1) / 
 // To be called once before launches; false where the device has too little shared memory.
 bool prepare_decode(DType dtype, int key_len, int value_len);
 // Of sequences 0 .. num_seqs - 1, whose only token is the one of their number. Where a has k and v, they are
-// put into their pages as well; k, v and q must be wide then.
+// put into their pages as well; k and v must be wide then.
 void launch_decode(DType dtype, int key_len, int value_len, const PagedAttention& a, int num_seqs, int blocks,
                    Stream stream);
 
@@ -103,8 +113,8 @@ void launch_prefill(DType dtype, int key_len, int value_len, const PagedAttentio
                     int num_seqs, int64_t first_token, int64_t num_tokens, int64_t max_query_len,
                     Stream stream);
 
-// Puts k and v of tokens first_token .. num_tokens - 1 into their pages.
-void launch_append(int key_len, int value_len, const PagedAttention& a, int64_t first_token,
+// Puts k (turned) and v of tokens first_token .. num_tokens - 1 into their pages.
+void launch_append(DType dtype, int key_len, int value_len, const PagedAttention& a, int64_t first_token,
                    int64_t num_tokens, Stream stream);
 
 // f(integral_constant key_len, integral_constant value_len) for widths that are served.

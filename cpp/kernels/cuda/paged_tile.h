@@ -77,6 +77,84 @@ AD_DEVICE void copy_tile(uint8_t* to, const TileRows& rows, int first, int end, 
   }
 }
 
+// Eight neighbouring channels.
+template <class T>
+using Piece = Pack<T, 8>;
+
+template <class T>
+AD_DEVICE Piece<T> load_piece(const T* from, bool wide) {
+  if (wide) return *reinterpret_cast<const Piece<T>*>(from);
+  Piece<T> x;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) x.x[c] = from[c];
+  return x;
+}
+
+// a * c + b * s, rounded as the plain formula has it.
+AD_DEVICE float turned(float a, float c, float b, float s) {
+  return __fadd_rn(__fmul_rn(a, c), __fmul_rn(b, s));
+}
+
+// kCount numbers of a table from `at` on.
+template <class T, int kCount>
+AD_DEVICE void load_numbers(const T* table, int64_t at, bool wide, float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    Pack<T, 4> four;
+    if (wide) {
+      four = *reinterpret_cast<const Pack<T, 4>*>(table + at + i);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) four.x[j] = table[at + i + j];
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[i + j] = to_float(four.x[j]);
+  }
+}
+// Of a token's cosines and sines, those from `at` on.
+template <class T, int kCount>
+AD_DEVICE void load_turn(const HeadTurn& turn, int64_t token, int at, float (&c)[kCount],
+                         float (&s)[kCount]) {
+  const int64_t cos_at = token * turn.cos_token + at, sin_at = token * turn.sin_token + at;
+  if (turn.f32) {
+    load_numbers(static_cast<const float*>(turn.cos), cos_at, turn.wide, c);
+    load_numbers(static_cast<const float*>(turn.sin), sin_at, turn.wide, s);
+  } else {
+    load_numbers(static_cast<const T*>(turn.cos), cos_at, turn.wide, c);
+    load_numbers(static_cast<const T*>(turn.sin), sin_at, turn.wide, s);
+  }
+}
+
+// Channels [channel, channel + 8) of a token's query or key `row`, turned where `turn` says so.
+template <class T>
+AD_DEVICE Piece<T> turned_piece(const HeadTurn& turn, const T* row, bool wide, int64_t token, int channel) {
+  const Piece<T> x = load_piece(row + channel, wide);
+  if (!turn.cos || channel >= 2 * turn.half) return x;
+  Piece<T> y;
+  if (turn.interleaved) {
+    float c[4], s[4];
+    load_turn<T>(turn, token, channel / 2, c, s);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float a = to_float(x.x[2 * i]), b = to_float(x.x[2 * i + 1]);
+      y.x[2 * i] = from_float<T>(turned(a, c[i], -b, s[i]));
+      y.x[2 * i + 1] = from_float<T>(turned(b, c[i], a, s[i]));
+    }
+    return y;
+  }
+  const bool lower = channel < turn.half;
+  const int at = lower ? channel : channel - turn.half;
+  const Piece<T> other = load_piece(row + (lower ? channel + turn.half : at), wide);
+  float c[8], s[8];
+  load_turn<T>(turn, token, at, c, s);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float b = to_float(other.x[i]);
+    y.x[i] = from_float<T>(turned(to_float(x.x[i]), c[i], lower ? -b : b, s[i]));
+  }
+  return y;
+}
+
 // tanh to a few units in the last place of 1.
 AD_DEVICE float tanh_fast(float x) { return 1.0f - __fdividef(2.0f, exp2_fast(x * (2 * kLog2E)) + 1.0f); }
 

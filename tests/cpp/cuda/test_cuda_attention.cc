@@ -9,12 +9,11 @@
 #include <vector>
 
 #include "kernels/cpu/attention_form.h"
+#include "kernels/cuda/attention_tensor.h"
 #include "kernels/cuda/device_step.h"
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
-
-std::unique_ptr<Kernel> make_attention_tensor(const KernelSpec& spec, std::string* why);
 
 namespace {
 
@@ -77,7 +76,9 @@ struct Case {
   float softcap = 0, scale = 0;  // scale 0: 1 / sqrt(key_len)
   int sinks = 0;                 // 1: [Hq] of float32, 2: [T, Hq] of the dtype
   bool appends = true;
-  int gap = 0;  // elements between rows of q, k and v
+  int gap = 0;   // elements between rows of q, k and v
+  int half = 0;  // rope+attention: width of its tables
+  bool interleaved = false, turn_f32 = true;
   int max_seqs = 0;
 };
 
@@ -114,6 +115,12 @@ KernelSpec spec_of(const Case& c, int64_t tokens) {
   }
   if (c.sinks == 1) spec.in[kSinks] = operand(DType::kF32, {heads});
   if (c.sinks == 2) spec.in[kSinks] = operand(c.dtype, {tokens, heads});
+  if (c.half > 0) {
+    const OperandSpec table = operand(c.turn_f32 ? DType::kF32 : c.dtype, {tokens, c.half});
+    spec.op = "rope+attention";
+    spec.attrs.set("interleaved", c.interleaved);
+    spec.in = {spec.in[0], spec.in[1], spec.in[2], table, table, spec.in[kSinks]};
+  }
   spec.out = {operand(c.dtype, {tokens, heads, c.value_len})};
   StateSpec state;
   state.name = "kv";
@@ -191,6 +198,33 @@ void check(const Case& c, unsigned seed = 1) {
   Halves q(c.dtype, static_cast<size_t>(tokens * q_stride)),
       k(c.dtype, static_cast<size_t>(tokens * k_stride)), v(c.dtype, static_cast<size_t>(tokens * v_stride));
   q.fill_random(random, 2), k.fill_random(random), v.fill_random(random);
+  // What attention is of: q and k turned.
+  const int64_t table_stride = c.half + c.gap;
+  std::vector<float> tables_f32[2];
+  Halves tables[2] = {Halves(c.dtype, static_cast<size_t>(tokens * table_stride)),
+                      Halves(c.dtype, static_cast<size_t>(tokens * table_stride))};
+  Halves turned_q = q, turned_k = k;
+  for (int i = 0; i < 2; ++i) {
+    tables[i].fill_random(random);
+    for (int64_t j = 0; j < tokens * table_stride; ++j)
+      tables_f32[i].push_back(tables[i].get(static_cast<size_t>(j)) + (c.turn_f32 ? 1e-3f : 0.0f));
+  }
+  const auto turn = [&](Halves& x, int64_t stride, int64_t x_heads) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t h = 0; h < x_heads; ++h) {
+        for (int i = 0; i < c.half; ++i) {
+          const int64_t row = t * stride + h * c.key_len;
+          const auto low = static_cast<size_t>(row + (c.interleaved ? 2 * i : i));
+          const auto high = static_cast<size_t>(row + (c.interleaved ? 2 * i + 1 : i + c.half));
+          const float a = x.get(low), b = x.get(high);
+          const auto at = static_cast<size_t>(t * table_stride + i);
+          x.set(low, a * tables_f32[0][at] - b * tables_f32[1][at]);
+          x.set(high, b * tables_f32[0][at] + a * tables_f32[1][at]);
+        }
+      }
+    }
+  };
+  turn(turned_q, q_stride, heads), turn(turned_k, k_stride, c.kv_heads);
   std::normal_distribution<float> normal;
   // Of all keys and values, what the pages shall hold after the step.
   std::vector<std::vector<float>> keys(num_seqs), values(num_seqs);
@@ -217,7 +251,7 @@ void check(const Case& c, unsigned seed = 1) {
             }
           }
         };
-        fill(k_pages, k, c.key_len, k_stride, k_page, keys[s]);
+        fill(k_pages, turned_k, c.key_len, k_stride, k_page, keys[s]);
         fill(v_pages, v, c.value_len, v_stride, v_page, values[s]);
       }
     }
@@ -229,7 +263,8 @@ void check(const Case& c, unsigned seed = 1) {
 
   KernelSpec spec = spec_of(c, tokens);
   std::string why;
-  const std::unique_ptr<Kernel> kernel = make_attention_tensor(spec, &why);
+  const std::unique_ptr<Kernel> kernel =
+      c.half > 0 ? make_rope_attention(spec, &why) : make_attention_tensor(spec, &why);
   ASSERT_TRUE(kernel) << why;
   std::vector<uint8_t> workspace(static_cast<size_t>(kernel->workspace_bytes()) + 64, 0xff);
   uint8_t* aligned = workspace.data() + (64 - reinterpret_cast<uintptr_t>(workspace.data()) % 64) % 64;
@@ -257,6 +292,13 @@ void check(const Case& c, unsigned seed = 1) {
     }
     if (c.sinks == 1) in[kSinks] = view(sinks_f32.data(), DType::kF32, {heads}, {1});
     if (c.sinks == 2) in[kSinks] = view(sinks.data(), c.dtype, {tokens, heads}, {heads, 1});
+    if (c.half > 0) {
+      in = {in[0], in[1], in[2], TensorView(), TensorView(), in[kSinks]};
+      for (int i = 0; i < 2; ++i)
+        in[static_cast<size_t>(3 + i)] =
+            view(c.turn_f32 ? static_cast<void*>(tables_f32[i].data()) : tables[i].data(),
+                 c.turn_f32 ? DType::kF32 : c.dtype, {tokens, c.half}, {table_stride, 1});
+    }
     outs = {view(out.data(), c.dtype, {tokens, heads, c.value_len}, {heads * c.value_len, c.value_len, 1})};
     const StateMemory* states[] = {&memory};
     KernelCall call;
@@ -281,8 +323,9 @@ void check(const Case& c, unsigned seed = 1) {
         for (int j = low; j < high; ++j) {
           double dot = 0;
           for (int i = 0; i < c.key_len; ++i)
-            dot += static_cast<double>(q.get(static_cast<size_t>(token * q_stride + h * c.key_len + i))) *
-                   keys[s][place(s, kv_head, j, i, c.key_len)];
+            dot +=
+                static_cast<double>(turned_q.get(static_cast<size_t>(token * q_stride + h * c.key_len + i))) *
+                keys[s][place(s, kv_head, j, i, c.key_len)];
           dot *= scale;
           if (c.softcap > 0) dot = c.softcap * std::tanh(dot / c.softcap);
           weight[static_cast<size_t>(j)] = dot;
@@ -473,6 +516,28 @@ TEST(CudaAttention, MorePrefillsThanAWarpHasLanes) {
   check(c);
 }
 
+TEST(CudaAttention, TurnedQueriesAndKeys) {
+  for (int form = 0; form < 10; ++form) {
+    SCOPED_TRACE(form);
+    Case c;
+    c.seqs = {{1, 100}, {1, 1}, {1, 64}, {1, 257}, {30, 30}, {17, 50}};
+    c.num_decodes = 4;
+    c.half = 32;
+    if (form == 1) c.interleaved = true;
+    if (form == 2) c.turn_f32 = false, c.gap = 8;
+    if (form == 3) c.half = 16, c.sinks = 1;
+    if (form == 4) c.half = 24, c.interleaved = true, c.turn_f32 = false;
+    if (form == 5) c.gap = 3;
+    if (form == 6) c.key_len = c.value_len = 128, c.half = 64, c.dtype = DType::kF16;
+    if (form == 7) c.key_len = c.value_len = 256, c.half = 128, c.kv_heads = 1, c.page_size = 8;
+    if (form == 8) c.group = 20, c.kv_heads = 1, c.window = 40;
+    if (form == 9) c.key_len = c.value_len = 96, c.half = 48, c.sinks = 2, c.group = 1;
+    check(c);
+    c.num_decodes = 0;  // sequences of one token among the others
+    check(c);
+  }
+}
+
 TEST(CudaAttention, SaysWhatItDeclines) {
   const auto why_not = [](const KernelSpec& spec) {
     std::string why;
@@ -498,6 +563,12 @@ TEST(CudaAttention, SaysWhatItDeclines) {
   KernelSpec spec = spec_of(c, 1);
   spec.in[kSlopes] = operand(DType::kF32, {8});
   EXPECT_NE(why_not(spec).find("slopes"), std::string::npos);
+  c.half = 20;
+  std::string why;
+  EXPECT_FALSE(make_rope_attention(spec_of(c, 1), &why));
+  EXPECT_NE(why.find("multiple of 8"), std::string::npos);
+  c.half = 40;
+  EXPECT_THROW((void)make_rope_attention(spec_of(c, 1), &why), Error);
 }
 
 }  // namespace
