@@ -235,7 +235,8 @@ struct WarpState {
   float o[kColumns][4];
   float most[2], sum[2];  // sum: of this lane's keys
 
-  // `first` is the first of `rows` heads. All threads of the block call this; `queries` is shared memory.
+  // `first` is the first of `rows` heads; `queries` is shared memory. A barrier of the block: behind it the
+  // stages through which warps put a piece together are free again.
   AD_DEVICE void load_queries(const PagedAttention& a, int token, int first, int rows, uint8_t* queries) {
     const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
     constexpr int kPieces = kKeyLen / 8;
@@ -542,7 +543,6 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
       }
     }
     if (unit == end) break;
-    __syncthreads();  // the stages are free again
     at.next_head(a, line);
   }
 }
