@@ -56,6 +56,7 @@ struct OperandRef {
   bool weight = false;  // a param that the op reads in packed form alone
   std::vector<Dim> shape, stride;
   Dim offset;
+  bool operator==(const OperandRef&) const = default;
 };
 
 struct InstructionSpec {

@@ -31,7 +31,9 @@ struct DecodeShape {
   static constexpr int kRingBytes = kWarps * kStages * kStageBytes;
   // Where registers are short, queries stay in shared memory.
   static constexpr bool kSharedQueries = kKeyLen + kValueLen > 320;
-  static constexpr int kQueryBytes = (kDecodeRows + 1) * kRowBytes<kKeyLen>;  // and the new key
+  static constexpr int kQueryBytes = kDecodeRows * kRowBytes<kKeyLen>;
+  static constexpr int kFreshAt = kRingBytes + kQueryBytes;  // the new key and value
+  static constexpr int kFixedBytes = kFreshAt + kRowBytes<kKeyLen> + kRowBytes<kValueLen>;
   // Where warps leave their values for each other: in a stage of the ring.
   static constexpr int kPartRow = kValueLen + 8;  // floats
   static_assert(kStages >= 2 && kPartRow * 4 * kDecodeRows <= kStageBytes);
@@ -39,7 +41,7 @@ struct DecodeShape {
 
 template <class Shape>
 size_t shared_bytes(int num_seqs) {
-  return Shape::kRingBytes + Shape::kQueryBytes + sizeof(int) * (2 * static_cast<size_t>(num_seqs) + 1);
+  return Shape::kFixedBytes + sizeof(int) * (2 * static_cast<size_t>(num_seqs) + 1);
 }
 
 // The pages of a sequence in ascending order; a lane holds one of 32 pages, and one of the 32 that follow.
@@ -158,7 +160,8 @@ struct Place {
   }
 };
 
-// Brings a warp's tiles into its ring, in the order of the line.
+// Brings a warp's tiles into its ring, in the order of the line: what lies in the pages, and zeros in the
+// place of a new key and value, which are not there yet.
 template <int kKeyLen, int kValueLen>
 class TileSource {
   using Shape = DecodeShape<kKeyLen, kValueLen>;
@@ -198,19 +201,16 @@ class TileSource {
     reader_.seek(page);
     const int this_page = reader_[page], next_page = a_.page_shift < 4 ? reader_[page + 1] : this_page;
     if (key >= end_ || key + kTileKeys <= first_) return;
-    const int fresh = a_.k.data ? end_ - 1 - key : -1;
-    const uint8_t* row =
-        a_.k.data ? reinterpret_cast<const uint8_t*>(a_.k.row<uint16_t>(at_.seq, kv_head_)) : nullptr;
+    const int first = first_ - key, end = end_ - key - (a_.k.data ? 1 : 0);
     uint8_t* to = ring_ + slot_ * Shape::kStageBytes;
     copy_tile<kKeyLen>(
         to,
         tile_rows<kKeyLen>(a_.k_pages, a_.k_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first_ - key, end_ - key, fresh, row);
-    if (a_.v.data) row = reinterpret_cast<const uint8_t*>(a_.v.row<uint16_t>(at_.seq, kv_head_));
+        first, end);
     copy_tile<kValueLen>(
         to + Shape::kValuesAt,
         tile_rows<kValueLen>(a_.v_pages, a_.v_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first_ - key, end_ - key, fresh, row);
+        first, end);
   }
 
   const PagedAttention& a_;
@@ -379,10 +379,13 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
   AD_DYNAMIC_SHARED(uint8_t, shared);
   __shared__ float tops[kWarps][kDecodeRows], sums[kWarps][kDecodeRows];
   __shared__ int is_last;
-  wait_for_previous();
   let_next_start();
+  // The step's lengths and pages, and the keys and values of earlier steps, are there before the step begins;
+  // those of an earlier layer are not.
+  const bool early = a.k.data != nullptr;
+  if (!early) wait_for_previous();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarpSize, warp = thread / kWarpSize;
-  int* before = reinterpret_cast<int*>(shared + Shape::kRingBytes + Shape::kQueryBytes);
+  int* before = reinterpret_cast<int*>(shared + Shape::kFixedBytes);
   int* kv_lens = before + num_seqs + 1;
   lay_out(a, num_seqs, before, kv_lens);
 
@@ -398,6 +401,7 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
   TileSource<kKeyLen, kValueLen> source(a, line, at, end - begin, warp, ring);
 #pragma unroll
   for (int i = 0; i < Shape::kStages - 1; ++i) source.next();
+  if (early) wait_for_previous();
 
   WarpState<T, kKeyLen, kValueLen> state;
   int slot = 0;
@@ -408,15 +412,17 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
     const int first_head = kv_head * a.group + first_row, rows = min(kDecodeRows, a.group - first_row);
     const int count = static_cast<int>(min(int64_t{at.end - at.unit}, end - unit));
     // The new key and value come from the step's; the first of a key head's tiles puts them into their page.
-    const bool has_fresh = a.k.data && at.unit + count == at.end;
-    const bool appends = has_fresh && first_row == 0, turns = has_fresh && a.turn.cos;
-    uint8_t* const turned_key = shared + Shape::kRingBytes + kDecodeRows * kRowBytes<kKeyLen>;
+    const bool has_fresh = a.k.data && at.unit + count == at.end, appends = has_fresh && first_row == 0;
+    uint8_t *const fresh_key = shared + Shape::kFreshAt, *const fresh_value = fresh_key + kRowBytes<kKeyLen>;
     int last_page = 0;
     if (appends) last_page = a.pages[a.page_start[at.seq] + ((kv_len - 1) >> a.page_shift)];
-    if (turns && warp == (kv_len - 1) / kTileKeys % kWarps) {
+    if (has_fresh && warp == (kv_len - 1) / kTileKeys % kWarps) {
       for (int c = lane; c < kKeyLen / 8; c += kWarpSize)
-        *reinterpret_cast<Piece<T>*>(turned_key + c * 16) =
+        *reinterpret_cast<Piece<T>*>(fresh_key + c * 16) =
             turned_piece(a.turn, a.k.row<const T>(at.seq, kv_head), a.k.wide, at.seq, c * 8);
+      for (int c = lane; c < kValueLen / 8; c += kWarpSize)
+        *reinterpret_cast<Piece<T>*>(fresh_value + c * 16) =
+            load_piece(a.v.row<const T>(at.seq, kv_head) + c * 8, a.v.wide);
     }
     state.load_queries(a, at.seq, first_head, rows, shared + Shape::kRingBytes);
     state.clear();
@@ -428,10 +434,13 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
       uint8_t* stage = ring + slot * Shape::kStageBytes;
       if (key < kv_len && key + kTileKeys > first) {
         const int fresh = kv_len - 1 - key;
-        if (turns && fresh < kTileKeys) {
+        if (has_fresh && fresh < kTileKeys) {
           for (int c = lane * 16; c < kKeyLen * 2; c += kWarpSize * 16)
             *reinterpret_cast<uint4*>(stage + fresh * kRowBytes<kKeyLen> + c) =
-                *reinterpret_cast<const uint4*>(turned_key + c);
+                *reinterpret_cast<const uint4*>(fresh_key + c);
+          for (int c = lane * 16; c < kValueLen * 2; c += kWarpSize * 16)
+            *reinterpret_cast<uint4*>(stage + Shape::kValuesAt + fresh * kRowBytes<kValueLen> + c) =
+                *reinterpret_cast<const uint4*>(fresh_value + c);
           __syncwarp();
         }
         state.attend(a, stage, key, first, kv_len, rows);
@@ -440,12 +449,10 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
               (int64_t{kv_head} << a.page_shift) + ((kv_len - 1) & ((1 << a.page_shift) - 1));
           uint8_t* k = a.k_pages + last_page * a.k_page_bytes + in_page * kKeyLen * 2;
           uint8_t* v = a.v_pages + last_page * a.v_page_bytes + in_page * kValueLen * 2;
-          const uint8_t* k_row = stage + fresh * kRowBytes<kKeyLen>;
-          const uint8_t* v_row = stage + Shape::kValuesAt + fresh * kRowBytes<kValueLen>;
           for (int c = lane * 16; c < kKeyLen * 2; c += kWarpSize * 16)
-            *reinterpret_cast<uint4*>(k + c) = *reinterpret_cast<const uint4*>(k_row + c);
+            *reinterpret_cast<uint4*>(k + c) = *reinterpret_cast<const uint4*>(fresh_key + c);
           for (int c = lane * 16; c < kValueLen * 2; c += kWarpSize * 16)
-            *reinterpret_cast<uint4*>(v + c) = *reinterpret_cast<const uint4*>(v_row + c);
+            *reinterpret_cast<uint4*>(v + c) = *reinterpret_cast<const uint4*>(fresh_value + c);
         }
       }
       __syncwarp();

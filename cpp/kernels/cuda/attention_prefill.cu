@@ -111,14 +111,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerSm) prefill_
     copy_tile<kKeyLen, kParts>(
         keys + slot * Shape::kKeyBytes + own_tile * kTileKeys * kKeyRow,
         tile_rows<kKeyLen>(a.k_pages, a.k_page_bytes, a.page_shift, kv_head, key, s.page, s.next_page),
-        first - key, end - key, -1, nullptr, part);
+        first - key, end - key, part);
   };
   const auto copy_values = [&](int key, int slot, const StepPages& s) {
     key += own_tile * kTileKeys;
     copy_tile<kValueLen, kParts>(
         values + slot * Shape::kValueBytes + own_tile * kTileKeys * kValueRow,
         tile_rows<kValueLen>(a.v_pages, a.v_page_bytes, a.page_shift, kv_head, key, s.page, s.next_page),
-        first - key, end - key, -1, nullptr, part);
+        first - key, end - key, part);
   };
 
   StepPages now = pages_at(a, pages, num_pages, begin + own_tile * kTileKeys);

@@ -6,10 +6,14 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/attention_form.h"
+
 namespace autodeploy::cuda {
 namespace {
 
 constexpr size_t kNone = static_cast<size_t>(-1);
+
+constexpr size_t kQuery = 0, kKey = 1, kValue = 2;  // of attention
 
 struct Slices {
   std::vector<int64_t> columns;
@@ -36,7 +40,16 @@ class Fusion {
   std::vector<InstructionSpec> run() {
     const auto& list = program_.instructions;
     std::vector<bool> taken(list.size());
-    std::vector<std::pair<size_t, InstructionSpec>> made;  // where they stand, in order of their linears
+    std::vector<std::pair<size_t, InstructionSpec>> made;  // where they stand
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (list[i].op != "attention") continue;
+      std::vector<size_t> ropes;
+      std::optional<InstructionSpec> composite = turn(i, &ropes);
+      if (!composite) continue;
+      taken[i] = true;
+      for (size_t rope : ropes) taken[rope] = true;
+      made.emplace_back(i, *std::move(composite));
+    }
     for (size_t i = 0; i < list.size(); ++i) {
       if (list[i].op != "linear" || taken[i] || !whole_weight(list[i])) continue;
       size_t norm = norm_before(i), region = region_after(i);
@@ -68,6 +81,74 @@ class Fusion {
   const ValueSpec& value(int32_t v) const { return program_.values[static_cast<size_t>(v)]; }
   static bool whole_weight(const InstructionSpec& linear) {
     return linear.in[1].kind == OperandRef::Kind::kParam && linear.in[1].whole;
+  }
+
+  // Attention whose queries and keys come from ropes that it alone reads, as one composite, and the ropes.
+  std::optional<InstructionSpec> turn(size_t attention, std::vector<size_t>* ropes) const {
+    const InstructionSpec& a = at(attention);
+    if (a.in.size() != kAttentionOperands) return std::nullopt;
+    for (size_t i = kSinks + 1; i < kAttentionOperands; ++i) {
+      if (a.in[i].kind != OperandRef::Kind::kAbsent) return std::nullopt;
+    }
+    InstructionSpec c;
+    c.op = "rope+attention";
+    for (size_t i : {kQuery, kKey}) {
+      const size_t rope = rope_before(a.in[i], attention);
+      if (rope == kNone) return std::nullopt;
+      std::optional<OperandRef> heads = unturned(a.in[i], at(rope));
+      if (!heads) return std::nullopt;
+      c.in.push_back(*std::move(heads));
+      if (ropes->empty() || ropes->back() != rope) ropes->push_back(rope);
+    }
+    const InstructionSpec &first = at(ropes->front()), &last = at(ropes->back());
+    if (first.in[1] != last.in[1] || first.in[2] != last.in[2] ||
+        first.attrs.boolean("interleaved") != last.attrs.boolean("interleaved"))
+      return std::nullopt;
+    std::sort(ropes->begin(), ropes->end());
+    for (const OperandRef& o : {a.in[kValue], first.in[1], first.in[2], a.in[kSinks]}) c.in.push_back(o);
+    c.out = a.out;
+    c.states = a.states;
+    c.attrs = a.attrs;
+    c.attrs.set("interleaved", first.attrs.boolean("interleaved"));
+    c.attrs.set_owner(c.op);
+    c.origin = a.origin, c.source = a.source, c.where = a.where;
+    for (size_t rope : *ropes) c.parts.push_back(at(rope));
+    c.parts.push_back(a);
+    return c;
+  }
+
+  // The rope whose result only this reader takes.
+  size_t rope_before(const OperandRef& o, size_t reader) const {
+    if (o.kind != OperandRef::Kind::kValue) return kNone;
+    const size_t rope = writer_[static_cast<size_t>(o.index)];
+    return rope != kNone && at(rope).op == "rope" &&
+                   readers_[static_cast<size_t>(o.index)] == std::vector<size_t>{reader}
+               ? rope
+               : kNone;
+  }
+
+  // Heads [T, Hn, D] of a rope's result as views of what the rope reads.
+  std::optional<OperandRef> unturned(const OperandRef& heads, const InstructionSpec& rope) const {
+    const std::vector<Dim>& turned = value(rope.out[0]).shape;
+    const OperandRef& x = rope.in[0];
+    const std::vector<Dim> strides = contiguous_strides(turned);
+    if (turned.size() != 3 || x.shape.size() != 3 || heads.shape.size() != 3 || heads.shape[0] != turned[0] ||
+        heads.shape[2] != turned[2] || heads.stride[0] != strides[0] || heads.stride[2] != strides[2])
+      return std::nullopt;
+    for (const Dim& d : {turned[1], turned[2], heads.shape[1], heads.stride[1], heads.offset, x.stride[1]}) {
+      if (!d.is_static()) return std::nullopt;
+    }
+    const int64_t width = turned[2].constant, step = heads.stride[1].constant / width;
+    const int64_t first = heads.offset.constant / width, count = heads.shape[1].constant;
+    if (width == 0 || count == 0 || heads.stride[1].constant % width != 0 ||
+        heads.offset.constant % width != 0 || first + (count - 1) * step >= turned[1].constant)
+      return std::nullopt;
+    OperandRef from = x;
+    from.whole = x.whole && first == 0 && count == turned[1].constant && step == 1;
+    from.shape[1] = heads.shape[1];
+    from.offset.constant += first * x.stride[1].constant;
+    from.stride[1].constant *= step;
+    return from;
   }
 
   // The norm whose first result this linear reads as a whole.
