@@ -1,5 +1,5 @@
 // rms_norm (Zhang and Sennrich 2019), layer_norm (Ba et al. 2016), and both with a residual addition before:
-// one block for each row.
+// one block for each row. Where rows allow it, a thread loads 16 bytes at a time and keeps them in registers.
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
@@ -53,6 +53,112 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(NormArgs a) {
   }
 }
 
+// kPacks packs of 16 bytes of a row for each thread, at the most; all rows begin at 16-byte boundaries, as do
+// weight and bias.
+template <class T, class W, int kPacks>
+__global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
+  constexpr int kPer = 16 / static_cast<int>(sizeof(T));
+  using P = Pack<T, kPer>;
+  __shared__ float shared[33];
+  wait_for_previous();
+  let_next_start();
+  const int64_t r = blockIdx.x;
+  const int packs = static_cast<int>(a.len) / kPer, first = static_cast<int>(threadIdx.x);
+  const P* x = reinterpret_cast<const P*>(a.x.row<const T>(r));
+  P held[kPacks] = {};
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    if (first + i * kThreads < packs) held[i] = x[first + i * kThreads];
+  }
+  if (a.residual.data) {
+    const P* residual = reinterpret_cast<const P*>(a.residual.row<const T>(r));
+    P* sum = reinterpret_cast<P*>(a.sum.row<T>(r));
+    P other[kPacks] = {};
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (first + i * kThreads < packs) other[i] = residual[first + i * kThreads];
+    }
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (first + i * kThreads >= packs) break;
+#pragma unroll
+      for (int k = 0; k < kPer; ++k)
+        held[i].x[k] = from_float<T>(to_float(held[i].x[k]) + to_float(other[i].x[k]));
+      sum[first + i * kThreads] = held[i];
+    }
+  }
+  const auto total = [&](auto&& term) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (first + i * kThreads >= packs) break;
+#pragma unroll
+      for (int k = 0; k < kPer; ++k) sum += term(to_float(held[i].x[k]));
+    }
+    return block_sum(sum, shared);
+  };
+  const float n = static_cast<float>(a.len);
+  const float mean = a.layer ? total([](float v) { return v; }) / n : 0.0f;
+  const float scale = 1.0f / sqrtf(total([&](float v) { return (v - mean) * (v - mean); }) / n + a.eps);
+  const W* weight = static_cast<const W*>(a.weight);
+  const W* bias = static_cast<const W*>(a.bias);
+  P* y = reinterpret_cast<P*>(a.y.row<T>(r));
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int at = first + i * kThreads;
+    if (at >= packs) break;
+    using Weights = Pack<W, 16 / static_cast<int>(sizeof(W))>;
+    constexpr int kPerWeights = 16 / static_cast<int>(sizeof(W));
+    P result;
+#pragma unroll
+    for (int k = 0; k < kPer; k += kPerWeights) {
+      Weights w = {}, b = {};
+      if (weight) w = *reinterpret_cast<const Weights*>(weight + at * kPer + k);
+      if (bias) b = *reinterpret_cast<const Weights*>(bias + at * kPer + k);
+#pragma unroll
+      for (int j = 0; j < kPerWeights && j < kPer; ++j) {
+        float v = (to_float(held[i].x[k + j]) - mean) * scale;
+        if (weight) v *= (a.layer ? 0.0f : a.offset) + to_float(w.x[j]);
+        if (bias) v += to_float(b.x[j]);
+        result.x[k + j] = from_float<T>(v);
+      }
+    }
+    y[at] = result;
+  }
+}
+
+bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+template <class T>
+bool packs(const NormArgs& a) {
+  constexpr int64_t kPer = 16 / static_cast<int>(sizeof(T));
+  if (a.len % kPer != 0 || a.len > int64_t{8} * kPer * kThreads || !aligned_16(a.weight) ||
+      !aligned_16(a.bias))
+    return false;
+  for (const DeviceRows* rows : {&a.x, &a.residual, &a.y, &a.sum}) {
+    if (!aligned_16(rows->data)) return false;
+    for (int d = 0; d < rows->dims; ++d) {
+      if (rows->shape[d] > 1 && rows->stride[d] % kPer != 0) return false;
+    }
+  }
+  return true;
+}
+
+template <class T, class W>
+void launch_norm(const LaunchConfig& config, const NormArgs& a) {
+  constexpr int64_t kOne = 16 / static_cast<int>(sizeof(T)) * int64_t{kThreads};
+  if (!packs<T>(a))
+    launch(config, norm_kernel<T, W>, a);
+  else if (a.len <= kOne)
+    launch(config, norm_packs_kernel<T, W, 1>, a);
+  else if (a.len <= 2 * kOne)
+    launch(config, norm_packs_kernel<T, W, 2>, a);
+  else if (a.len <= 4 * kOne)
+    launch(config, norm_packs_kernel<T, W, 4>, a);
+  else
+    launch(config, norm_packs_kernel<T, W, 8>, a);
+}
+
 struct NormState {
   bool residual = false, layer = false;
   DType dtype = DType::kF32, weight_dtype = DType::kF32;
@@ -76,9 +182,9 @@ void run_norm(const NormState& s, const KernelCall& call) {
   dispatch_act(s.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
     if (s.weight_dtype == s.dtype)
-      launch(config, norm_kernel<T, T>, a);
+      launch_norm<T, T>(config, a);
     else
-      launch(config, norm_kernel<T, float>, a);
+      launch_norm<T, float>(config, a);
   });
 }
 
