@@ -131,14 +131,19 @@ void run(const Case& c, int64_t rows, int64_t vocab, int64_t check, Queue& queue
   }
   DeviceSampler sampler(vocab, rows, 4096, 1);
   const Path path = DeviceSampler::path_for(sample_rows);
+  const int64_t options_bytes = DeviceSampler::options_bytes(rows, path);
+  PinnedMemory pinned(options_bytes, "options");
+  DeviceMemory options(options_bytes, "options");
   const auto record = [&](bool sample) {
     queue.begin_recording();
     queue.copy_on_device(logits.data(), origin.data(), bytes);
-    if (sample) sampler.enqueue(view_of(logits.data(), c.dtype, rows, vocab), rows, path, queue);
+    if (sample)
+      sampler.enqueue(view_of(logits.data(), c.dtype, rows, vocab), rows, path, options.data(), queue);
     return queue.end_recording();
   };
-  sampler.upload(sample_rows, rows, path, 0, queue);
-  sampler.enqueue(view_of(logits.data(), c.dtype, rows, vocab), rows, path, queue);
+  sampler.write_options(sample_rows, rows, path, 0, pinned.data(), queue);
+  queue.copy_to_device(options.data(), pinned.data(), options_bytes);
+  sampler.enqueue(view_of(logits.data(), c.dtype, rows, vocab), rows, path, options.data(), queue);
   sampler.download(rows, path, 0, queue);
   queue.wait();
   const auto got = sampler.collect(rows, 0);

@@ -6,6 +6,16 @@
 #include "core/error.h"
 
 namespace autodeploy::cuda {
+namespace {
+
+int64_t max_options(const CachePlan& plan) {
+  return DeviceSampler::options_bytes(plan.limits.max_num_seqs, DeviceSampler::Path::kFull);
+}
+StepSizes decode_sizes(int64_t seqs, DeviceSampler::Path path) {
+  return {seqs, seqs, seqs, DeviceSampler::options_bytes(seqs, path)};
+}
+
+}  // namespace
 
 std::vector<int64_t> CudaModelRunner::make_ladder(int64_t max_seqs) {
   std::vector<int64_t> ladder;
@@ -21,7 +31,7 @@ CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int dev
       queue_(queue),
       device_(device),
       max_seq_len_(plan.limits.max_seq_len),
-      upload_(plan, plan.limits.max_num_seqs, kInFlight),
+      upload_(plan, plan.limits.max_num_seqs, max_options(plan), kInFlight),
       sampler_(vocab_size, plan.limits.max_num_seqs, plan.limits.max_seq_len, kInFlight),
       ladder_(make_ladder(plan.limits.max_num_seqs)) {
   for (Flight& flight : flights_) flight.done = std::make_unique<Event>();
@@ -55,13 +65,16 @@ void CudaModelRunner::put(const Step& step, int slot) {
   if (b.num_decodes == b.num_seqs && b.num_rows == b.num_seqs) {
     const int64_t size = *std::lower_bound(ladder_.begin(), ladder_.end(), b.num_seqs);
     const Graph& graph = graph_for(size, path);
-    upload_.put(b, step.token_rows, {size, size, size}, slot, *queue_);
-    sampler_.upload(step.rows, size, path, slot, *queue_);
+    sampler_.write_options(step.rows, size, path, slot, upload_.extra(slot), *queue_);
+    upload_.put(b, step.token_rows, decode_sizes(size, path), slot, *queue_);
     graph.launch(queue_->stream());
   } else {
-    const StepSizes sizes{b.num_tokens, b.num_seqs, b.num_rows};
+    StepSizes sizes{b.num_tokens, b.num_seqs, b.num_rows};
+    if (b.num_rows > 0) {
+      sizes.extra = DeviceSampler::options_bytes(b.num_rows, path);
+      sampler_.write_options(step.rows, b.num_rows, path, slot, upload_.extra(slot), *queue_);
+    }
     const DeviceStep device = upload_.put(b, step.token_rows, sizes, slot, *queue_);
-    if (b.num_rows > 0) sampler_.upload(step.rows, b.num_rows, path, slot, *queue_);
     enqueue(b, device, sizes, path);
   }
   if (b.num_rows > 0) sampler_.download(b.num_rows, path, slot, *queue_);
@@ -74,7 +87,7 @@ void CudaModelRunner::enqueue(const StepBatch& batch, const DeviceStep& step, co
   sampler_.resolve_tokens(const_cast<int64_t*>(step.token_ids), upload_.token_rows(sizes), sizes.tokens,
                           *queue_);
   executor_->enqueue(batch, step);
-  if (sizes.rows > 0) sampler_.enqueue(executor_->logits(), sizes.rows, path, *queue_);
+  if (sizes.rows > 0) sampler_.enqueue(executor_->logits(), sizes.rows, path, upload_.extra(), *queue_);
   if (const char* error = take_launch_error())
     throw Error(ErrorKind::kInternal,
                 detail::concat("[cuda] expected every kernel to start, found: ", error));
@@ -83,7 +96,7 @@ void CudaModelRunner::enqueue(const StepBatch& batch, const DeviceStep& step, co
 const Graph& CudaModelRunner::graph_for(int64_t size, DeviceSampler::Path path) {
   Graph& graph = graphs_[{size, static_cast<int>(path)}];
   if (graph) return graph;
-  const StepSizes sizes{size, size, size};
+  const StepSizes sizes = decode_sizes(size, path);
   DeviceStep step = upload_.layout(sizes);
   step.stream = queue_->stream();
   step.num_decodes = size;
@@ -120,7 +133,7 @@ BatchResult CudaModelRunner::wait() {
 
 int64_t CudaModelRunner::plan_bytes(const CachePlan& plan, int64_t vocab_size) {
   const int64_t rows = plan.limits.max_num_seqs;
-  return StepUpload::plan_bytes(plan, rows) +
+  return StepUpload::plan_bytes(plan, rows, max_options(plan)) +
          DeviceSampler::plan_bytes(vocab_size, rows, plan.limits.max_seq_len);
 }
 

@@ -13,10 +13,6 @@
 namespace autodeploy::cuda {
 namespace {
 
-int64_t packed_bytes(int64_t rows) {
-  return static_cast<int64_t>(sizeof(SampleHeader)) + rows * static_cast<int64_t>(sizeof(SampleParams));
-}
-
 void check_launches() {
   if (const char* error = take_launch_error())
     throw Error(ErrorKind::kInternal, detail::concat("[sampler] a launch failed: ", error));
@@ -29,7 +25,7 @@ static_assert(kMaxTopLogprobs == kMaxLogprobs);
 struct DeviceSampler::Impl {
   // A step that may be in flight.
   struct Flight {
-    PinnedMemory packed, results;
+    PinnedMemory results;
     std::vector<SampledRow> rows;    // [max_rows]
     std::vector<bool> has_logprobs;  // [max_rows]
     int64_t num_rows = 0, padded_rows = 0, top_stride = 0;
@@ -45,12 +41,10 @@ struct DeviceSampler::Impl {
     const int64_t size = place_sample_memory(nullptr, max_rows, vocab, nullptr);
     storage = DeviceMemory(size, "the sampler");
     place_sample_memory(storage.data(), max_rows, vocab, &memory);
-    packed = DeviceMemory(packed_bytes(max_rows), "the options of rows");
     slots = EditSlots(memory, vocab, max_rows);
     flights.resize(static_cast<size_t>(num_flights));
     const auto most = static_cast<size_t>(std::min<int64_t>(kMaxLogprobs, vocab));
     for (Flight& f : flights) {
-      f.packed = PinnedMemory(packed_bytes(max_rows), "the options of rows");
       f.results = PinnedMemory(sample_result_bytes(max_rows, kMaxLogprobs), "sampled tokens");
       f.rows.resize(static_cast<size_t>(max_rows));
       f.has_logprobs.resize(static_cast<size_t>(max_rows));
@@ -87,7 +81,7 @@ struct DeviceSampler::Impl {
   }
 
   int64_t vocab, max_rows;
-  DeviceMemory storage, packed;
+  DeviceMemory storage;
   SampleMemory memory;
   EditSlots slots;
   std::vector<Flight> flights;
@@ -105,8 +99,13 @@ DeviceSampler::Path DeviceSampler::path_for(std::span<const SampleRow> rows) {
   return greedy ? Path::kGreedy : Path::kFull;
 }
 
-void DeviceSampler::upload(std::span<const SampleRow> rows, int64_t padded_rows, Path path, int slot,
-                           Queue& queue) {
+int64_t DeviceSampler::options_bytes(int64_t rows, Path path) {
+  return static_cast<int64_t>(sizeof(SampleHeader)) +
+         (path == Path::kFull ? rows * static_cast<int64_t>(sizeof(SampleParams)) : 0);
+}
+
+void DeviceSampler::write_options(std::span<const SampleRow> rows, int64_t padded_rows, Path path, int slot,
+                                  uint8_t* to, Queue& queue) {
   Impl& s = *impl_;
   const auto num_rows = static_cast<int64_t>(rows.size());
   AD_ICHECK(num_rows <= padded_rows && padded_rows <= s.max_rows,
@@ -116,7 +115,7 @@ void DeviceSampler::upload(std::span<const SampleRow> rows, int64_t padded_rows,
             "steps of the greedy path ask for nothing else");
   Impl::Flight& f = s.flights[static_cast<size_t>(slot)];
   f.num_rows = num_rows, f.padded_rows = padded_rows, f.path = path, f.top_stride = 0;
-  auto* params = reinterpret_cast<SampleParams*>(f.packed.data() + sizeof(SampleHeader));
+  auto* params = reinterpret_cast<SampleParams*>(to + sizeof(SampleHeader));
   std::fill(f.has_logprobs.begin(), f.has_logprobs.end(), false);
   if (path == Path::kFull) {
     s.slots.assign(rows, queue, &s.row_slots);
@@ -129,8 +128,7 @@ void DeviceSampler::upload(std::span<const SampleRow> rows, int64_t padded_rows,
   SampleHeader header;
   header.num_rows = static_cast<int32_t>(num_rows);
   header.top_stride = static_cast<int32_t>(f.top_stride);
-  std::memcpy(f.packed.data(), &header, sizeof(header));
-  queue.copy_to_device(s.packed.data(), f.packed.data(), packed_bytes(path == Path::kFull ? num_rows : 0));
+  std::memcpy(to, &header, sizeof(header));
 }
 
 void DeviceSampler::resolve_tokens(int64_t* token_ids, const int32_t* token_rows, int64_t num_tokens,
@@ -139,7 +137,8 @@ void DeviceSampler::resolve_tokens(int64_t* token_ids, const int32_t* token_rows
   check_launches();
 }
 
-void DeviceSampler::enqueue(const TensorView& logits, int64_t padded_rows, Path path, Queue& queue) {
+void DeviceSampler::enqueue(const TensorView& logits, int64_t padded_rows, Path path, const uint8_t* options,
+                            Queue& queue) {
   Impl& s = *impl_;
   AD_ICHECK(logits.ndim == 2 && logits.shape[0] >= padded_rows && logits.shape[1] >= s.vocab &&
                 logits.stride[1] == 1 && padded_rows <= s.max_rows &&
@@ -147,9 +146,9 @@ void DeviceSampler::enqueue(const TensorView& logits, int64_t padded_rows, Path 
             "logits are floats [rows, vocab_size] with contiguous rows");
   const SampleLogits given{logits.data, logits.dtype, padded_rows, s.vocab, logits.stride[0]};
   if (path == Path::kGreedy)
-    launch_argmax(queue.stream(), given, s.packed.data(), s.memory);
+    launch_argmax(queue.stream(), given, options, s.memory);
   else
-    launch_sample(queue.stream(), given, s.packed.data(), s.memory);
+    launch_sample(queue.stream(), given, options, s.memory);
   check_launches();
 }
 
@@ -189,17 +188,14 @@ std::span<const SampledRow> DeviceSampler::collect(int64_t num_rows, int slot) {
 }
 
 int64_t DeviceSampler::plan_bytes(int64_t vocab_size, int64_t max_rows, int64_t) {
-  return place_sample_memory(nullptr, max_rows, vocab_size, nullptr) + packed_bytes(max_rows) +
-         EditSlots::plan_bytes();
+  return place_sample_memory(nullptr, max_rows, vocab_size, nullptr) + EditSlots::plan_bytes();
 }
 
-int64_t DeviceSampler::bytes() const {
-  return impl_->storage.bytes() + impl_->packed.bytes() + impl_->slots.bytes();
-}
+int64_t DeviceSampler::bytes() const { return impl_->storage.bytes() + impl_->slots.bytes(); }
 
 int64_t DeviceSampler::pinned_bytes() const {
   int64_t total = impl_->slots.pinned_bytes();
-  for (const Impl::Flight& f : impl_->flights) total += f.packed.bytes() + f.results.bytes();
+  for (const Impl::Flight& f : impl_->flights) total += f.results.bytes();
   return total;
 }
 

@@ -45,7 +45,7 @@ class DeviceStepExecutor final : public StepExecutor {
     options_.pool = &pool_;
     executor_.bind(params, std::move(states), pools_->memory(), options_);
     executor_.allocate();
-    upload_ = std::make_unique<StepUpload>(plan, options.max_rows, 1);
+    upload_ = std::make_unique<StepUpload>(plan, options.max_rows, 0, 1);
   }
 
   const ProgramSpec& program() const override { return executor_.program(); }

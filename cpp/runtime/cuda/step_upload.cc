@@ -25,8 +25,8 @@ struct StepUpload::Places {
 
 StepUpload::Places StepUpload::places(const StepSizes& s) const { return places_of(s, num_groups_); }
 
-int64_t StepUpload::plan_bytes(const CachePlan& plan, int64_t max_rows) {
-  const StepSizes most{plan.limits.max_batch_tokens, plan.limits.max_num_seqs, max_rows};
+int64_t StepUpload::plan_bytes(const CachePlan& plan, int64_t max_rows, int64_t max_extra) {
+  const StepSizes most{plan.limits.max_batch_tokens, plan.limits.max_num_seqs, max_rows, max_extra};
   return places_of(most, static_cast<int64_t>(plan.groups.size())).pages + max_pages_of(plan) * 4;
 }
 
@@ -38,6 +38,7 @@ StepUpload::Places StepUpload::places_of(const StepSizes& s, int64_t num_groups)
     at = (at + bytes + 15) / 16 * 16;
     return here;
   };
+  (void)take(s.extra);
   p.token_ids = take(s.tokens * 8);
   p.positions = take(s.tokens * 8);
   p.token_seq = take(s.tokens * 4);
@@ -53,12 +54,12 @@ StepUpload::Places StepUpload::places_of(const StepSizes& s, int64_t num_groups)
   return p;
 }
 
-StepUpload::StepUpload(const CachePlan& plan, int64_t max_rows, int slots)
+StepUpload::StepUpload(const CachePlan& plan, int64_t max_rows, int64_t max_extra, int slots)
     : num_groups_(static_cast<int64_t>(plan.groups.size())), max_pages_(max_pages_of(plan)) {
   AD_CHECK(num_groups_ <= kMaxPageGroups, ErrorKind::kUnsupported, "[cuda] expected at most ", kMaxPageGroups,
            " groups of pages, found ", num_groups_, ": the program's states have more geometries");
   for (const PageGroupPlan& group : plan.groups) page_sizes_.push_back(group.page_size);
-  const int64_t bytes = plan_bytes(plan, max_rows);
+  const int64_t bytes = plan_bytes(plan, max_rows, max_extra);
   device_ = DeviceMemory(bytes, "the arrays of a step");
   for (int i = 0; i < slots; ++i) pinned_.emplace_back(bytes, "the arrays of a step");
 }

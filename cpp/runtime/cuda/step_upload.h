@@ -15,6 +15,7 @@ namespace autodeploy::cuda {
 // Sizes that the arrays of a step are laid out for.
 struct StepSizes {
   int64_t tokens = 0, seqs = 0, rows = 0;
+  int64_t extra = 0;  // bytes of the caller's that travel along
   bool operator==(const StepSizes&) const = default;
 };
 
@@ -22,9 +23,9 @@ struct StepSizes {
 // replay; the lists of pages, whose length differs from step to step, come last.
 class StepUpload {
  public:
-  // Room for the largest steps of a plan, with logits of at most max_rows rows. `slots`: steps that may be on
-  // their way at the same time.
-  StepUpload(const CachePlan& plan, int64_t max_rows, int slots);
+  // Room for the largest steps of a plan, with logits of at most max_rows rows and so many bytes besides.
+  // `slots`: steps that may be on their way at the same time.
+  StepUpload(const CachePlan& plan, int64_t max_rows, int64_t max_extra, int slots);
 
   // Writes the batch, filled up with null sequences to `sizes` (each one token, one row), into pinned memory
   // and puts its copy into the queue. token_rows: see Step::token_rows; empty where all tokens are known. The
@@ -34,10 +35,13 @@ class StepUpload {
 
   // Where the arrays of a step of these sizes lie; sizes known at recording.
   DeviceStep layout(const StepSizes& sizes) const;
+  // Of sizes.extra bytes: where they are written before put(), pinned, and where they arrive.
+  uint8_t* extra(int slot) const { return pinned_[static_cast<size_t>(slot)].data(); }
+  const uint8_t* extra() const { return device_.data(); }
   // [T] of the last put(), on the device.
   const int32_t* token_rows(const StepSizes& sizes) const;
 
-  static int64_t plan_bytes(const CachePlan& plan, int64_t max_rows);  // on the device
+  static int64_t plan_bytes(const CachePlan& plan, int64_t max_rows, int64_t max_extra);  // on the device
   int64_t bytes() const { return device_.bytes(); }
   int64_t pinned_bytes() const;
 

@@ -113,13 +113,26 @@ std::vector<SampledRow> on_host(const Logits& logits, std::vector<Row> rows,
 
 class Device {
  public:
-  Device(int64_t vocab, int64_t max_rows, int slots = 1) : sampler(vocab, max_rows, 4096, slots) {}
+  Device(int64_t vocab, int64_t max_rows, int slots = 1)
+      : sampler(vocab, max_rows, 4096, slots),
+        options_(DeviceSampler::options_bytes(max_rows, Path::kFull), "options") {
+    for (int i = 0; i < slots; ++i) pinned_.emplace_back(options_.bytes(), "options");
+  }
+
+  void upload(std::span<const SampleRow> rows, int64_t padded_rows, Path path, int slot) {
+    PinnedMemory& pinned = pinned_[static_cast<size_t>(slot)];
+    sampler.write_options(rows, padded_rows, path, slot, pinned.data(), queue);
+    queue.copy_to_device(options_.data(), pinned.data(), DeviceSampler::options_bytes(padded_rows, path));
+  }
+  void enqueue(const TensorView& logits, int64_t padded_rows, Path path) {
+    sampler.enqueue(logits, padded_rows, path, options_.data(), queue);
+  }
 
   void launch(Logits& logits, const std::vector<Row>& rows, int slot = 0) {
     kept_.push_back(sample_rows(rows));
     const Path path = DeviceSampler::path_for(kept_.back());
-    sampler.upload(kept_.back(), logits.rows, path, slot, queue);
-    sampler.enqueue(logits.view(), logits.rows, path, queue);
+    upload(kept_.back(), logits.rows, path, slot);
+    enqueue(logits.view(), logits.rows, path);
     sampler.download(static_cast<int64_t>(rows.size()), path, slot, queue);
   }
   std::vector<SampledRow> run(Logits& logits, const std::vector<Row>& rows) {
@@ -131,6 +144,8 @@ class Device {
   DeviceSampler sampler;
 
  private:
+  DeviceMemory options_;
+  std::vector<PinnedMemory> pinned_;
   std::vector<std::vector<SampleRow>> kept_;
 };
 
@@ -402,8 +417,8 @@ TEST(DeviceSampler, PendingTokensCount) {
     step.want = on_host(step.logits, rows, known);
     const int slot = t % 2;
     const Path path = DeviceSampler::path_for(step.rows);
-    device.sampler.upload(step.rows, kRows, path, slot, device.queue);
-    device.sampler.enqueue(step.logits.view(), kRows, path, device.queue);
+    device.upload(step.rows, kRows, path, slot);
+    device.enqueue(step.logits.view(), kRows, path);
     device.sampler.download(static_cast<int64_t>(step.rows.size()), path, slot, device.queue);
     if (!steps.empty()) {
       const Step& before = steps.back();
@@ -505,7 +520,7 @@ TEST(DeviceSampler, ReplaysServeStepsOfFewerRows) {
   Logits logits(kRows, kVocab);
   for (const Path path : {Path::kGreedy, Path::kFull}) {
     device.queue.begin_recording();
-    device.sampler.enqueue(logits.view(), kRows, path, device.queue);
+    device.enqueue(logits.view(), kRows, path);
     const Graph graph = device.queue.end_recording();
     for (size_t n : {4, 1, 3}) {
       std::vector<Row> rows;
@@ -517,7 +532,7 @@ TEST(DeviceSampler, ReplaysServeStepsOfFewerRows) {
       }
       for (int64_t r = 0; r < kRows; ++r) logits.set_row(r, random_logits(kVocab, rng, 2));
       const auto given = sample_rows(rows);
-      device.sampler.upload(given, kRows, path, 0, device.queue);
+      device.upload(given, kRows, path, 0);
       graph.launch(device.queue.stream());
       device.sampler.download(static_cast<int64_t>(n), path, 0, device.queue);
       expect_same(copy(device.sampler.collect(static_cast<int64_t>(n), 0)), on_host(logits, rows),
