@@ -28,8 +28,6 @@ SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t output
   return c;
 }
 
-int next_weights_bytes(bool far) { return (far ? 128 : 64) << 10; }
-
 TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outputs, int64_t experts,
                                         int processors) {
   TensorLinearChoice c;

@@ -16,9 +16,6 @@ struct SmallLinearChoice {
   int l2_bytes = 0;
 };
 
-// Bytes of the next kernel's weights that a block brings to the second-level cache.
-int next_weights_bytes(bool far);
-
 // Whether so many rows of x have room in the shared memory of a block, beside its queues and those of the
 // next kernel.
 bool can_stage_rows(int64_t rows, int64_t cols);

@@ -21,7 +21,7 @@ bool run_lt(LtLinear& lt, const KernelCall& call, const DeviceRows& x, const Dev
                  call.in[2].data, y.data, x.rows > 1 ? y.stride[0] : n, call.workspace, LtLinear::kWorkspace);
 }
 
-class FastLinear final : public Kernel, public BringsNextWeights {
+class FastLinear final : public Kernel {
  public:
   FastLinear(DType dtype, int64_t n, int64_t k, int64_t max_rows, bool bias_f32, std::unique_ptr<LtLinear> lt)
       : dtype_(dtype),
@@ -36,7 +36,6 @@ class FastLinear final : public Kernel, public BringsNextWeights {
 
   const char* name() const override { return name_.c_str(); }
   int64_t workspace_bytes() const override { return workspace_; }
-  void set_next(const NextWeights& next) override { next_ = next; }
 
   void run(const KernelCall& call) const override {
     const DeviceRows x(call.in[0], 1), y(call.out[0], 1);
@@ -59,7 +58,6 @@ class FastLinear final : public Kernel, public BringsNextWeights {
     a.weight = call.in[1].data, a.bias = call.in[2].data;
     a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(n_);
     a.bias_f32 = bias_f32_, a.x_aligned = x_aligned;
-    a.next = next_;
     for (int64_t from = 0; from < m; from += kMaxSmallRows) {
       a.first_row = static_cast<int32_t>(from);
       a.rows = static_cast<int32_t>(std::min<int64_t>(m - from, kMaxSmallRows));
@@ -72,7 +70,6 @@ class FastLinear final : public Kernel, public BringsNextWeights {
   int64_t n_, k_;
   bool bias_f32_;
   std::unique_ptr<LtLinear> lt_;
-  NextWeights next_;
   std::string name_;
   int processors_;
   int64_t workspace_;

@@ -112,7 +112,7 @@ struct Form {
   size_t normed() const { return add ? 2 : 1; }  // of the results
 };
 
-class FusedLinear final : public Kernel, public BringsNextWeights {
+class FusedLinear final : public Kernel {
  public:
   FusedLinear(const KernelSpec& spec, Form form) : form_(form), processors_(num_multiprocessors()) {
     const SpecCheck check(spec);
@@ -173,10 +173,6 @@ class FusedLinear final : public Kernel, public BringsNextWeights {
 
   const char* name() const override { return name_.c_str(); }
   int64_t workspace_bytes() const override { return workspace_; }
-  void set_next(const NextWeights& next) override {
-    next_ = next;
-    if (auto* linear = dynamic_cast<BringsNextWeights*>(linear_.get())) linear->set_next(next);
-  }
 
   void run(const KernelCall& call) const override {
     const TensorView& x = call.in[0];
@@ -340,7 +336,6 @@ class FusedLinear final : public Kernel, public BringsNextWeights {
     a.rows = static_cast<int32_t>(a.x.rows);
     a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(outputs_);
     a.bias_f32 = bias_f32_, a.x_aligned = rows_aligned_16(a.x);
-    a.next = next_;
     if (norm) {
       a.norm.on = true;
       a.norm.weight = call.in[form_.norm_weight()].data;
@@ -437,7 +432,6 @@ class FusedLinear final : public Kernel, public BringsNextWeights {
   float eps_ = 0, offset_ = 0;
   std::vector<int64_t> slices_;
   int64_t slice_stride_ = 1;
-  NextWeights next_;
   EpilogueCode code_;
   GateStore gate_;
   bool gate_on_ = false, gate_many_ = false;  // gate_many_: gate_kernel serves many rows

@@ -12,7 +12,6 @@
 #pragma once
 
 #include "kernels/cuda/mma.h"
-#include "kernels/cuda/next_weights.h"
 #include "kernels/cuda/prefetch.h"
 #include "kernels/cuda/spec.h"
 
@@ -49,8 +48,6 @@ struct SmallLinearArgs {
   int32_t slice_offset[kMaxSlices] = {}, slice_stride = 1;
   bool bias_f32 = false, x_aligned = false;  // rows of x (and of what `norm` has) begin at 16-byte boundaries
   NormPrologue norm;                         // at most kMaxNormRows rows; mma_kernel: staged
-  NextWeights next;
-  int32_t next_bytes = 0;  // of `next`, that a block brings to the second-level cache
 };
 
 // What becomes of the products: `values` are those of output j of row m, bias added, not rounded.
@@ -286,21 +283,6 @@ AD_DEVICE void prefetch_weights(const SmallLinearArgs& a, int begin, int end, in
   }
 }
 
-// Asks for a warp's part of what the block of the same number reads first in the kernel that multiplies next.
-AD_DEVICE void prefetch_next(const SmallLinearArgs& a) {
-  if (!a.next.data || threadIdx.x % kWarpSize != 0) return;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize,
-            warps = static_cast<int>(blockDim.x) / kWarpSize;
-  const int64_t part_bytes = a.next.bytes / a.next.parts, per_block = part_bytes / gridDim.x / 16 * 16;
-  const int64_t most = a.next_bytes / a.next.parts,
-                mine = ((most < per_block ? most : per_block) / warps) / 16 * 16;
-  if (mine == 0) return;
-  for (int p = 0; p < a.next.parts; ++p)
-    prefetch_l2(static_cast<const uint8_t*>(a.next.data) + p * part_bytes / 16 * 16 + blockIdx.x * per_block +
-                    warp * mine,
-                static_cast<uint32_t>(mine));
-}
-
 // ---- one row: dot products in float32 ----
 
 constexpr int kGemvChunk = 256;  // elements of a row of weights that a warp reads at once
@@ -357,10 +339,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
       if (next_chunk >= chunks) {
         next_chunk = part;
         next_unit += groups;
-        if (next_unit < last)
-          find_rows();
-        else
-          prefetch_next(a);
+        find_rows();
       }
     }
     commit_copies();
@@ -504,10 +483,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
       if (next_chunk >= chunks) {
         next_chunk = warp;
         ++next_unit;
-        if (next_unit < last)
-          find_rows();
-        else
-          prefetch_next(a);
+        find_rows();
       }
     }
     commit_copies();

@@ -6,7 +6,6 @@
 
 #include "core/error.h"
 #include "kernels/cuda/spec.h"
-#include "runtime/cuda/announce_weights.h"
 #include "runtime/cuda/fusion.h"
 #include "runtime/cuda/over_keys_device.h"
 #include "runtime/executor_checks.h"
@@ -36,10 +35,8 @@ void DeviceExecutor::bind(std::span<const ParamBinding> params, std::vector<Stat
   options_.device = this;
   bindings_.assign(params.begin(), params.end());
   states_ = std::move(states);
-  std::vector<ChosenKernel> kernels =
-      choose_kernels({program_, program_.regions, bindings_, states_, options_});
-  announce_weights(kernels, program_, bindings_);
-  block_.bind(program_, std::move(kernels), bindings_, memory, options_);
+  block_.bind(program_, choose_kernels({program_, program_.regions, bindings_, states_, options_}), bindings_,
+              memory, options_);
 }
 
 void DeviceExecutor::allocate() {
