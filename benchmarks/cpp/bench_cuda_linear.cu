@@ -204,7 +204,7 @@ uint8_t* g_workspace = nullptr;
 
 template <int kRows, int kOutputs, int kDown, int kAcross, int kStages>
 void add_tensor(std::vector<Variant>* variants) {
-  allow_shared(tensor_linear_kernel<bf16, kRows, kOutputs, kDown, kAcross, kStages, TensorStore>,
+  allow_shared(tensor_linear_kernel<bf16, kRows, kOutputs, kDown, kAcross, kStages>,
                tensor_shared<kRows, kOutputs, kStages>());
   for (int splits : {1, 2, 3, 4, 6, 8}) {
     std::ostringstream name;
@@ -224,8 +224,8 @@ void add_tensor(std::vector<Variant>* variants) {
                            a.rows = p.m, a.cols = p.k, a.outputs = p.n;
                            a.pairs = p.n % 2 == 0, a.splits = splits;
                            a.partial = reinterpret_cast<float*>(g_workspace);
-                           launch_tensor_linear<bf16, kRows, kOutputs, kDown, kAcross, kStages>(
-                               a, TensorStore{}, stream, overlap);
+                           launch_tensor_linear<bf16, kRows, kOutputs, kDown, kAcross, kStages>(a, stream,
+                                                                                                overlap);
                            return take_launch_error();
                          }});
   }

@@ -173,7 +173,7 @@ class FastExpertLinear final : public Kernel {
     a.weight_is_param = false;
     a.order = order.order, a.counts = order.counts;
     a.experts = experts, a.repeat = repeat_;
-    run_tensor_linear(dtype_, a, TensorStore{}, processors_, nullptr, stream);
+    run_tensor_linear(dtype_, a, processors_, nullptr, stream);
   }
 
  private:
@@ -217,7 +217,7 @@ std::unique_ptr<Kernel> make_expert_linear_fast(const KernelSpec& spec, std::str
     *why = "the weights are no whole param that begins at a 16-byte boundary";
     return nullptr;
   }
-  if (!prepare_tensor_linear<TensorStore>() || !allow_shared(expert_few_kernel<bf16>, kFewShared) ||
+  if (!prepare_tensor_linear() || !allow_shared(expert_few_kernel<bf16>, kFewShared) ||
       !allow_shared(expert_few_kernel<f16>, kFewShared)) {
     *why = "the device has too little shared memory";
     return nullptr;

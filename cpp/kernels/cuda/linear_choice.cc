@@ -34,24 +34,10 @@ TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outp
   const int64_t together = experts > 0 ? (rows + experts - 1) / experts : rows;
   c.rows_of_tile = together <= 32 ? 32 : together <= 64 ? 64 : 128;
   if (experts > 0 || rows > kMaxSplitRows) return c;
-  // What a multiprocessor streams while the busiest one works, in rows of weights of a stage (128 bytes); x
-  // comes from the second-level cache, at about half the cost. Sums of splits are written and read once more.
-  constexpr int kDepth = 64, kLeastSteps = 8;
-  const int64_t steps = (cols + kDepth - 1) / kDepth, down = (rows + c.rows_of_tile - 1) / c.rows_of_tile;
-  double least = 0;
-  for (int width : {64, 128, 160, 192, 224, 256}) {
-    if (width != 128 && c.rows_of_tile != 64) continue;
-    for (int64_t splits = 1; splits == 1 || (splits <= 8 && steps / splits >= kLeastSteps); ++splits) {
-      const int64_t blocks = (outputs + width - 1) / width * down * splits;
-      const int64_t rounds = (blocks + processors - 1) / processors;
-      double cost =
-          static_cast<double>(rounds * ((steps + splits - 1) / splits)) * (width + c.rows_of_tile / 2);
-      if (splits > 1) cost += static_cast<double>(splits * rows * outputs) / (17.0 * processors);
-      if (least > 0 && cost >= least) continue;
-      least = cost;
-      c.outputs_of_tile = width, c.splits = static_cast<int>(splits);
-    }
-  }
+  // Two blocks for each multiprocessor keep enough weights under way; a split has 8 stages at least.
+  const int64_t tiles = (rows + c.rows_of_tile - 1) / c.rows_of_tile * ((outputs + 127) / 128);
+  const int64_t splits = std::min({2 * int64_t{processors} / tiles, cols / (64 * 8), int64_t{8}});
+  c.splits = static_cast<int>(std::max<int64_t>(splits, 1));
   return c;
 }
 

@@ -25,20 +25,15 @@ bool can_stage_rows(int64_t rows, int64_t cols);
 SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices, bool norm,
                                       int processors);
 
-// Up to so many rows our own kernels serve a linear: they read their weights while earlier kernels end.
-// More are left to cuBLASLt, where it is there.
-constexpr int64_t kMaxOwnRows = 128;
-
 // Of more rows none is split.
 constexpr int64_t kMaxSplitRows = 128;
 
 struct TensorLinearChoice {
-  int rows_of_tile = 128;     // 32, 64 or 128
-  int outputs_of_tile = 128;  // of 64 rows also 64, 160, 192, 224 or 256
-  int splits = 1;             // of the inner dimension
+  int rows_of_tile = 128;  // 32, 64 or 128; tiles have 128 outputs
+  int splits = 1;          // of the inner dimension
 };
 
-// `outputs`: rows of the weights. `experts`: those that the rows are spread over, 0 for a plain linear.
+// `experts`: those that the rows are spread over, 0 for a plain linear.
 TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outputs, int64_t experts,
                                         int processors);
 

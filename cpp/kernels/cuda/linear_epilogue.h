@@ -29,12 +29,9 @@ struct GateStore {
     return x * b;
   }
   template <class T>
-  AD_DEVICE float result(const float (&products)[2]) const {
-    return gate<T>(to_float(from_float<T>(products[0])), to_float(from_float<T>(products[1])));
-  }
-  template <class T>
   AD_DEVICE void store(const SmallLinearArgs& a, int m, int j, const float (&values)[2]) const {
-    a.y.row<T>(a.first_row + m)[j] = from_float<T>(result<T>(values));
+    a.y.row<T>(a.first_row + m)[j] =
+        from_float<T>(gate<T>(to_float(from_float<T>(values[0])), to_float(from_float<T>(values[1]))));
   }
 };
 

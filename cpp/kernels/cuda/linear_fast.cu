@@ -41,8 +41,8 @@ class FastLinear final : public Kernel {
     const DeviceRows x(call.in[0], 1), y(call.out[0], 1);
     const Stream stream = stream_of(call);
     const int64_t m = x.rows;
-    const bool x_aligned = rows_aligned_16(x), own = x_aligned && m <= kMaxOwnRows;
-    if (m > kMaxSmallRows && !own && lt_ && run_lt(*lt_, call, x, y, n_, k_)) return;
+    if (m > kMaxSmallRows && lt_ && run_lt(*lt_, call, x, y, n_, k_)) return;
+    const bool x_aligned = rows_aligned_16(x);
     if (m > kMaxSmallRows && x_aligned) {
       TensorLinearArgs a;
       a.x = x, a.y = y;
@@ -50,7 +50,7 @@ class FastLinear final : public Kernel {
       a.rows = static_cast<int32_t>(m), a.cols = static_cast<int32_t>(k_),
       a.outputs = static_cast<int32_t>(n_);
       a.bias_f32 = bias_f32_, a.pairs = stores_pairs(y, n_);
-      run_tensor_linear(dtype_, a, TensorStore{}, processors_, call.workspace, stream);
+      run_tensor_linear(dtype_, a, processors_, call.workspace, stream);
       return;
     }
     SmallLinearArgs a;
@@ -155,7 +155,7 @@ std::unique_ptr<Kernel> make_linear_fast(const KernelSpec& spec, std::string* wh
     *why = "the weights are no whole param that begins at a 16-byte boundary";
     return nullptr;
   }
-  if (!prepare_small_linear<StoreLinear>() || !prepare_tensor_linear<TensorStore>()) {
+  if (!prepare_small_linear<StoreLinear>() || !prepare_tensor_linear()) {
     *why = "the device has too little shared memory";
     return nullptr;
   }

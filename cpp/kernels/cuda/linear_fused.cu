@@ -7,7 +7,6 @@
 #include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_fast.h"
 #include "kernels/cuda/linear_small.h"
-#include "kernels/cuda/linear_tensor.h"
 #include "kernels/cuda/processors.h"
 
 namespace autodeploy::cuda {
@@ -194,11 +193,6 @@ class FusedLinear final : public Kernel {
       run_linear(call, input, call.out[0]);
       return;
     }
-    const DeviceRows rows(input, 1);
-    if (gate_many_ && rows.rows <= kMaxOwnRows && rows_aligned_16(rows)) {
-      run_gate(call, rows);
-      return;
-    }
     const TensorView product = value_like(x, lead_, n_, dtype_, call.workspace + normed_bytes_);
     run_linear(call, input, product);
     run_region(call, product, x_rows.rows);
@@ -263,9 +257,7 @@ class FusedLinear final : public Kernel {
     product_bytes_ = aligned(max_rows_ * n_ * 2);
     if (gate_on_ && n_ % 8 == 0 && outputs_ % 8 == 0 && gate_a_ % 8 == 0 && gate_b_ % 8 == 0 &&
         slice_stride_ == 1) {
-      if (!prepare_tensor_linear<GateStore>()) return *why = "the device has too little shared memory", false;
       gate_many_ = true;
-      part_bytes_ = std::max(part_bytes_, tensor_linear_workspace(max_rows_, k_, 2 * outputs_, processors_));
       return true;
     }
     KernelSpec part = bare(spec, "region");
@@ -375,19 +367,6 @@ class FusedLinear final : public Kernel {
       run_small_linear(dtype_, a, RegionStore<1>{code}, processors_, stream);
     else
       run_small_linear(dtype_, a, RegionStore<2>{code}, processors_, stream);
-  }
-
-  // Products and gate by one kernel.
-  void run_gate(const KernelCall& call, const DeviceRows& x) const {
-    TensorLinearArgs a;
-    a.x = x, a.y = DeviceRows(call.out[0], call.out[0].ndim - lead_);
-    a.weight = call.in[form_.weight()].data, a.bias = call.in[form_.bias()].data;
-    a.rows = static_cast<int32_t>(x.rows), a.cols = static_cast<int32_t>(k_);
-    a.outputs = static_cast<int32_t>(outputs_);
-    a.slice_offset[0] = static_cast<int32_t>(gate_a_), a.slice_offset[1] = static_cast<int32_t>(gate_b_);
-    a.bias_f32 = bias_f32_, a.pairs = stores_pairs(a.y, outputs_);
-    run_tensor_linear(dtype_, a, gate_, processors_, call.workspace + normed_bytes_ + product_bytes_,
-                      stream_of(call));
   }
 
   void run_region(const KernelCall& call, const TensorView& product, int64_t rows) const {

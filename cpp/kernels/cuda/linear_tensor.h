@@ -7,19 +7,14 @@
 
 namespace autodeploy::cuda {
 
-// Defined for TensorStore, and for GateStore of linear_epilogue.h.
-
 // Once, before the first run: false where the device has too little shared memory.
-template <class Epilogue>
 bool prepare_tensor_linear();
 
 // args.splits and args.partial are filled in; `workspace` has tensor_linear_workspace() bytes. With
 // args.order, for expert_linear, there is no workspace.
-template <class Epilogue>
-void run_tensor_linear(DType dtype, TensorLinearArgs args, const Epilogue& epilogue, int processors,
-                       uint8_t* workspace, Stream stream);
+void run_tensor_linear(DType dtype, TensorLinearArgs args, int processors, uint8_t* workspace, Stream stream);
 
-// For up to so many rows; `outputs`: rows of the weights.
+// For up to so many rows.
 int64_t tensor_linear_workspace(int64_t max_rows, int64_t cols, int64_t outputs, int processors);
 
 // Whether results can be stored two by two.

@@ -1,7 +1,7 @@
 // Products of many rows by tensor cores: a block computes a tile of rows x outputs over all of the inner
 // dimension, or over its share of it; weights and rows pass through a ring of stages in shared memory. Serves
-// linear, also where a gate follows it, and expert_linear, whose rows are gathered by expert. Templates;
-// linear_tensor.cu and linear_tensor_gate.cu instantiate them.
+// linear, and expert_linear, whose rows are gathered by expert. Templates; linear_tensor.cu and
+// expert_linear_tensor.cu instantiate them.
 #pragma once
 
 #include "kernels/cuda/expert_rows.h"
@@ -14,28 +14,17 @@ struct TensorLinearArgs {
   DeviceRows x, y;                // rows of x begin at 16-byte boundaries
   const void* weight = nullptr;   // [experts, outputs, cols], 16-byte aligned
   const void* bias = nullptr;     // [experts, outputs]
-  float* partial = nullptr;       // [splits, rows, slices, outputs], where splits > 1
+  float* partial = nullptr;       // [splits, rows, outputs], where splits > 1
   int32_t rows = 0;               // of y
   int32_t cols = 0, outputs = 0;  // cols is a multiple of 8
   int32_t splits = 1;             // of the inner dimension; not of experts' rows
   bool bias_f32 = false;
   bool pairs = false;  // outputs are even, and rows of y begin at 4-byte boundaries
   bool weight_is_param = true;
-  // Output j is made of the products with rows slice_offset[s] + j * slice_stride of the weights.
-  int32_t slice_offset[2] = {}, slice_stride = 1;
   // Rows of experts: row i of the order goes to row order[i] of y, from row order[i] / repeat of x. Null: one
   // expert, rows as they are.
   const int32_t *order = nullptr, *counts = nullptr;
   int64_t experts = 1, repeat = 1;
-};
-
-// What becomes of the products of an output, biases added; others of its kind are in linear_epilogue.h.
-struct TensorStore {
-  static constexpr int kSlices = 1;
-  template <class T>
-  AD_DEVICE float result(const float (&products)[1]) const {
-    return products[0];
-  }
 };
 
 constexpr int kTensorDepth = 64;     // elements of the inner dimension in a stage: 128 bytes of each row
@@ -44,11 +33,6 @@ constexpr int kTensorTileGroup = 8;  // neighbouring blocks share rows of x amon
 template <int kRows, int kOutputs, int kStages>
 constexpr size_t tensor_shared() {
   return static_cast<size_t>(kStages) * (kRows + kOutputs) * kTensorDepth * 2;
-}
-// Blocks of a multiprocessor of compute capability 9.0.
-template <int kRows, int kOutputs, int kStages>
-constexpr int tensor_blocks() {
-  return tensor_shared<kRows, kOutputs, kStages>() <= (112 << 10) ? 2 : 1;
 }
 
 // Outputs `at` and the next of a row.
@@ -68,58 +52,18 @@ AD_DEVICE float tensor_bias(const TensorLinearArgs& a, int64_t i) {
   return a.bias_f32 ? static_cast<const float*>(a.bias)[i] : to_float(static_cast<const T*>(a.bias)[i]);
 }
 
-// Biases added to the products of output j.
-template <class T, int kSlices>
-AD_DEVICE void add_tensor_bias(const TensorLinearArgs& a, int64_t first, int j, float (&products)[kSlices]) {
-  if (!a.bias) return;
-#pragma unroll
-  for (int s = 0; s < kSlices; ++s)
-    products[s] += tensor_bias<T>(a, first + a.slice_offset[s] + int64_t{j} * a.slice_stride);
-}
-
-// Two neighbours of a tile: outputs `at` and the next, or both slices of `at`.
-template <class T, class Epilogue>
-AD_DEVICE void store_products(const TensorLinearArgs& a, const Epilogue& epilogue, T* y, int row,
-                              int64_t first_bias, bool biased, int at, float low, float high) {
-  constexpr int kSlices = Epilogue::kSlices;
-  if (at >= a.outputs) return;
-  if (a.splits > 1) {
-    float* partial = a.partial + (int64_t{blockIdx.y} * a.rows + row) * kSlices * a.outputs;
-    if constexpr (kSlices == 1)
-      store_pair(partial, at, a, low, high);
-    else
-      partial[at] = low, partial[a.outputs + at] = high;
-    return;
-  }
-  if constexpr (kSlices == 1) {
-    float first[1] = {low}, second[1] = {high};
-    if (biased) {
-      add_tensor_bias<T>(a, first_bias, at, first);
-      if (at + 1 < a.outputs) add_tensor_bias<T>(a, first_bias, at + 1, second);
-    }
-    store_pair(y, at, a, epilogue.template result<T>(first), epilogue.template result<T>(second));
-  } else {
-    float products[2] = {low, high};
-    if (biased) add_tensor_bias<T>(a, first_bias, at, products);
-    y[at] = from_float<T>(epilogue.template result<T>(products));
-  }
-}
-
-// kRows x kOutputs products by kWarpsDown x kWarpsAcross warps; the slices of an output are neighbours in a
-// tile. Grid: x the tiles (of experts: of rows), y the splits (of experts: tiles of outputs).
-template <class T, int kRows, int kOutputs, int kWarpsDown, int kWarpsAcross, int kStages, class Epilogue>
-__global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
-                                  tensor_blocks<kRows, kOutputs, kStages>())
-    tensor_linear_kernel(TensorLinearArgs a, Epilogue epilogue) {
-  constexpr int kSlices = Epilogue::kSlices, kTileOutputs = kOutputs / kSlices;
+// kRows x kOutputs results by kWarpsDown x kWarpsAcross warps. Grid: x the tiles (of experts: of rows), y the
+// splits (of experts: tiles of outputs).
+template <class T, int kRows, int kOutputs, int kWarpsDown, int kWarpsAcross, int kStages>
+__global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize, 2)
+    tensor_linear_kernel(TensorLinearArgs a) {
   constexpr int kThreads = kWarpsDown * kWarpsAcross * kWarpSize;
   constexpr int kWarpRows = kRows / kWarpsDown, kWarpOutputs = kOutputs / kWarpsAcross;
   constexpr int kTilesDown = kWarpRows / 16, kTilesAcross = kWarpOutputs / 8;
   constexpr int kPieces = kTensorDepth / 8;  // of 16 bytes, of a row in a stage
   constexpr int kLoadRows = kThreads / kPieces;
   constexpr int kXLoads = kRows / kLoadRows, kWLoads = kOutputs / kLoadRows;
-  static_assert(kRows % kLoadRows == 0 && kOutputs % kLoadRows == 0 && kLoadRows % kSlices == 0 &&
-                kSlices <= 2);
+  static_assert(kTilesAcross % 2 == 0 && kRows % kLoadRows == 0 && kOutputs % kLoadRows == 0);
   AD_DYNAMIC_SHARED(uint8_t, shared);
   __shared__ ExpertTile expert_tile;
   T* x_stages = reinterpret_cast<T*>(shared);
@@ -129,7 +73,7 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
   let_next_start();
 
   // The tile.
-  const int across = (a.outputs + kTileOutputs - 1) / kTileOutputs;
+  const int across = (a.outputs + kOutputs - 1) / kOutputs;
   int first_row = 0, last_row = a.rows;
   int first_output = 0, expert = 0, step = 0, last_step = (a.cols + kTensorDepth - 1) / kTensorDepth;
   bool waited = false;
@@ -140,7 +84,7 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
     expert = expert_tile.expert;
     if (expert < 0) return;
     first_row = expert_tile.first, last_row = expert_tile.last;
-    first_output = static_cast<int>(blockIdx.y) * kTileOutputs;
+    first_output = static_cast<int>(blockIdx.y) * kOutputs;
   } else {
     // Groups of kTensorTileGroup tiles across, all tiles down, one group after another.
     const int down = (a.rows + kRows - 1) / kRows;
@@ -148,7 +92,7 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
               within = static_cast<int>(blockIdx.x) % (down * kTensorTileGroup);
     const int width = min(kTensorTileGroup, across - group * kTensorTileGroup);
     first_row = within / width * kRows;
-    first_output = (group * kTensorTileGroup + within % width) * kTileOutputs;
+    first_output = (group * kTensorTileGroup + within % width) * kOutputs;
     const int steps = last_step;
     step = static_cast<int>(int64_t{steps} * blockIdx.y / a.splits);
     last_step = static_cast<int>(int64_t{steps} * (blockIdx.y + 1) / a.splits);
@@ -160,20 +104,16 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
   // different banks.
   const auto place = [](int row, int piece) { return row * kTensorDepth + (piece ^ (row % kPieces)) * 8; };
   int w_from = step, x_from = step;  // the steps that are fetched next
-  // Rows of a tile that a thread loads are of one slice.
-  const int w_output = first_output + load_row / kSlices;
-  const int64_t w_step = static_cast<int64_t>(kLoadRows / kSlices) * a.slice_stride * a.cols;
-  const T* w_row =
-      weight + (a.slice_offset[load_row % kSlices] + int64_t{w_output} * a.slice_stride) * a.cols;
+  const T* w_row = weight + static_cast<int64_t>(first_output + load_row) * a.cols;
   const auto fetch_w = [&](int slot) {
     if (w_from >= last_step) return;
     const int col = w_from * kTensorDepth + load_piece * 8;
     const bool inside = col < a.cols && known;
 #pragma unroll
     for (int i = 0; i < kWLoads; ++i) {
-      const bool valid = inside && w_output + i * (kLoadRows / kSlices) < a.outputs;
+      const bool valid = inside && first_output + load_row + i * kLoadRows < a.outputs;
       copy_async_16(w_stages + slot * kOutputs * kTensorDepth + place(load_row + i * kLoadRows, load_piece),
-                    valid ? w_row + i * w_step + col : weight, valid);
+                    valid ? w_row + static_cast<int64_t>(i * kLoadRows) * a.cols + col : weight, valid);
     }
     ++w_from;
   };
@@ -226,17 +166,15 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
     const T* w_stage = w_stages + slot * kOutputs * kTensorDepth;
 #pragma unroll
     for (int k = 0; k < kTensorDepth / 16; ++k) {
-      uint32_t x[kTilesDown][4], w[(kTilesAcross + 1) / 2][4];
+      uint32_t x[kTilesDown][4], w[kTilesAcross / 2][4];
 #pragma unroll
       for (int i = 0; i < kTilesDown; ++i)
         load_matrix_x4(x[i],
                        x_stage + place(warp_row + i * 16 + matrix % 2 * 8 + matrix_row, 2 * k + matrix / 2));
 #pragma unroll
-      for (int j = 0; j < kTilesAcross; j += 2) {
-        const int upper = j + 1 < kTilesAcross ? matrix / 2 * 8 : 0;  // of an odd last one the same again
-        load_matrix_x4(w[j / 2],
-                       w_stage + place(warp_output + j * 8 + upper + matrix_row, 2 * k + matrix % 2));
-      }
+      for (int j = 0; j < kTilesAcross / 2; ++j)
+        load_matrix_x4(
+            w[j], w_stage + place(warp_output + j * 16 + matrix / 2 * 8 + matrix_row, 2 * k + matrix % 2));
 #pragma unroll
       for (int i = 0; i < kTilesDown; ++i) {
 #pragma unroll
@@ -256,10 +194,19 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
       if (row >= last_row) continue;
       T* y = a.y.row<T>(a.order ? a.order[row] : row);
 #pragma unroll
-      for (int j = 0; j < kTilesAcross; ++j)
-        store_products<T>(a, epilogue, y, row, int64_t{known ? expert : 0} * a.outputs, known,
-                          first_output + (warp_output + j * 8 + 2 * t) / kSlices, acc[i][j][half * 2],
-                          acc[i][j][half * 2 + 1]);
+      for (int j = 0; j < kTilesAcross; ++j) {
+        const int output = first_output + warp_output + j * 8 + 2 * t;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+          if (a.splits == 1 && a.bias && known && output + n < a.outputs)
+            acc[i][j][half * 2 + n] += tensor_bias<T>(a, int64_t{expert} * a.outputs + output + n);
+        }
+        const float low = acc[i][j][half * 2], high = acc[i][j][half * 2 + 1];
+        if (a.splits > 1)
+          store_pair(a.partial + (int64_t{blockIdx.y} * a.rows + row) * a.outputs, output, a, low, high);
+        else
+          store_pair(y, output, a, low, high);
+      }
     }
   }
 }
@@ -267,40 +214,32 @@ __global__ void __launch_bounds__(kWarpsDown* kWarpsAcross* kWarpSize,
 constexpr int kSumThreads = 256;
 
 // The results of splits, in order.
-template <class T, class Epilogue>
-__global__ void __launch_bounds__(kSumThreads) tensor_sum_kernel(TensorLinearArgs a, Epilogue epilogue) {
-  constexpr int kSlices = Epilogue::kSlices;
+template <class T>
+__global__ void __launch_bounds__(kSumThreads) tensor_sum_kernel(TensorLinearArgs a) {
   wait_for_previous();
   let_next_start();
   const int64_t count = int64_t{a.rows} * a.outputs, i = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
   if (i >= count) return;
+  float v = 0;
+  for (int s = 0; s < a.splits; ++s) v += a.partial[s * count + i];
   const int64_t row = i / a.outputs, output = i % a.outputs;
-  float products[kSlices] = {};
-  const float* partial = a.partial + row * kSlices * a.outputs + output;
-#pragma unroll 4
-  for (int split = 0; split < a.splits; ++split, partial += count * kSlices) {
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) products[s] += partial[int64_t{s} * a.outputs];
-  }
-  add_tensor_bias<T>(a, 0, static_cast<int>(output), products);
-  a.y.row<T>(row)[output] = from_float<T>(epilogue.template result<T>(products));
+  if (a.bias) v += tensor_bias<T>(a, output);
+  a.y.row<T>(row)[output] = from_float<T>(v);
 }
 
-template <class T, int kRows, int kOutputs, int kWarpsDown, int kWarpsAcross, int kStages, class Epilogue>
-void launch_tensor_linear(const TensorLinearArgs& a, const Epilogue& epilogue, Stream stream,
-                          bool overlap = true) {
-  constexpr int kTileOutputs = kOutputs / Epilogue::kSlices;
-  const int64_t across = (a.outputs + kTileOutputs - 1) / kTileOutputs;
+template <class T, int kRows, int kOutputs, int kWarpsDown, int kWarpsAcross, int kStages>
+void launch_tensor_linear(const TensorLinearArgs& a, Stream stream, bool overlap = true) {
+  const int64_t across = (a.outputs + kOutputs - 1) / kOutputs;
   const dim3 block(kWarpsDown * kWarpsAcross * kWarpSize);
   const int64_t tiles =
       a.order ? max_expert_tiles(a.rows, a.experts, kRows) : (a.rows + kRows - 1) / kRows * across;
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(a.order ? across : a.splits));
   launch({grid, block, stream, tensor_shared<kRows, kOutputs, kStages>(), overlap},
-         tensor_linear_kernel<T, kRows, kOutputs, kWarpsDown, kWarpsAcross, kStages, Epilogue>, a, epilogue);
+         tensor_linear_kernel<T, kRows, kOutputs, kWarpsDown, kWarpsAcross, kStages>, a);
   if (a.splits > 1)
     launch(
         {dim3(blocks_for(int64_t{a.rows} * a.outputs, kSumThreads)), dim3(kSumThreads), stream, 0, overlap},
-        tensor_sum_kernel<T, Epilogue>, a, epilogue);
+        tensor_sum_kernel<T>, a);
 }
 
 }  // namespace autodeploy::cuda

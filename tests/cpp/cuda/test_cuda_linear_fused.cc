@@ -189,17 +189,6 @@ TEST(CudaLinearFused, GatesOfFewAndManyRows) {
   }
 }
 
-TEST(CudaLinearFused, GatesOfManyRowsInTilesAndSplits) {
-  const RegionProgram silu = gate(DType::kBF16, RegionOp::kSilu, 0, false),
-                      gelu = gate(DType::kF16, RegionOp::kGeluTanh, 1, true);
-  for (int64_t m : {17, 40, 64, 65, 130}) {
-    check({DType::kBF16, Norm::kNone, m, 400, 136, {0, 200}, 1, 200, &silu, true});
-    check({DType::kF16, Norm::kAddNorm, m, 112, 2056, {56, 0}, 1, 56, &gelu});
-    check({DType::kBF16, Norm::kNorm, m, 48, 1544, {24, 0}, 1, 24, &silu, true});
-  }
-  check({DType::kBF16, Norm::kNone, 40, 1616, 136, {0, 808}, 1, 808, &silu});  // wide tiles
-}
-
 TEST(CudaLinearFused, EveryActOfGates) {
   for (RegionOp act : {RegionOp::kSilu, RegionOp::kGelu, RegionOp::kGeluTanh, RegionOp::kRelu}) {
     for (int gated : {0, 1}) {
