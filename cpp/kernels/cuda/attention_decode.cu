@@ -206,13 +206,14 @@ class TileSource {
     copy_tile<kKeyLen>(
         to,
         tile_rows<kKeyLen>(a_.k_pages, a_.k_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first, end);
+        first, end, 0, once_);
     copy_tile<kValueLen>(
         to + Shape::kValuesAt,
         tile_rows<kValueLen>(a_.v_pages, a_.v_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first, end);
+        first, end, 0, once_);
   }
 
+  const ReadOnce once_ = read_once();
   const PagedAttention& a_;
   const Line& line_;
   Place at_;
@@ -379,7 +380,6 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
   AD_DYNAMIC_SHARED(uint8_t, shared);
   __shared__ float tops[kWarps][kDecodeRows], sums[kWarps][kDecodeRows];
   __shared__ int is_last;
-  let_next_start();
   // The step's lengths and pages, and the keys and values of earlier steps, are there before the step begins;
   // those of an earlier layer are not.
   const bool early = a.k.data != nullptr;
@@ -401,6 +401,8 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
   TileSource<kKeyLen, kValueLen> source(a, line, at, end - begin, warp, ring);
 #pragma unroll
   for (int i = 0; i < Shape::kStages - 1; ++i) source.next();
+  // Not earlier: what the next kernel asks for would come before these keys and values.
+  let_next_start();
   if (early) wait_for_previous();
 
   WarpState<T, kKeyLen, kValueLen> state;

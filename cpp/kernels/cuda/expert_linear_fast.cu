@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) expert_few_kernel(FewArgs a
   const int first = share_begin(all, blockIdx.x, gridDim.x) + warp,
             last = share_begin(all, blockIdx.x + 1, gridDim.x);
 
+  const ReadOnce once = read_once();
   int next_unit = first, next_chunk = 0;
   const T *next_weight = nullptr, *next_x = nullptr;
   // Units of rows without an expert have no steps.
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) expert_few_kernel(FewArgs a
       for (int r = 0; r < kUnitOutputs; ++r) {
         const bool valid = inside && r < outputs;
         copy_async_16(to + (r + 1) * kWarpSize,
-                      next_weight + (valid ? static_cast<int64_t>(r) * a.cols + col : 0), valid);
+                      next_weight + (valid ? static_cast<int64_t>(r) * a.cols + col : 0), valid, once);
       }
       if (++next_chunk == chunks) {
         next_chunk = 0;

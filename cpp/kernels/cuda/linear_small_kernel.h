@@ -152,10 +152,27 @@ AD_DEVICE void norm_factors(const SmallLinearArgs& a, const NormWeight& w, float
   for (int i = 0; i < 8; ++i) factor[i] += a.norm.offset;
 }
 
+// A thread's first two pieces of the norm's weight: to be loaded before all else, since they would come
+// behind whatever was asked for before.
+struct HeldNorm {
+  NormWeight first[2];
+};
+template <class T>
+AD_DEVICE HeldNorm hold_norm_weight(const SmallLinearArgs& a) {
+  HeldNorm held = {};
+  if (a.norm.on) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+      held.first[u] = load_norm_weight<T>(a, static_cast<int>(threadIdx.x + u * blockDim.x) * 8);
+  }
+  return held;
+}
+
 // stage_rows() with the norm. `partial` has kMaxNormRows floats for each warp. A thread takes two pieces of 8
 // elements at a time, so that their loads overlap.
 template <class T>
-AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, int padded, int pitch) {
+AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, int padded, int pitch,
+                         const HeldNorm& held) {
   const NormPrologue& n = a.norm;
   const int pieces = padded / 8, threads = static_cast<int>(blockDim.x),
             first = static_cast<int>(threadIdx.x);
@@ -163,9 +180,6 @@ AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, in
   const auto mine_to_store = [&](int piece) {
     return static_cast<unsigned>(piece) % gridDim.x == blockIdx.x && piece * 8 < a.cols;
   };
-  NormWeight held[2];  // of the first two pieces
-#pragma unroll
-  for (int u = 0; u < 2; ++u) held[u] = load_norm_weight<T>(a, (first + u * threads) * 8);
   float squares[kMaxNormRows] = {};
 #pragma unroll
   for (int m = 0; m < kMaxNormRows; ++m) {
@@ -204,6 +218,7 @@ AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, in
   }
 #pragma unroll
   for (int m = 0; m < kMaxNormRows; ++m) {
+    if (m >= a.rows) break;
     squares[m] = warp_sum(squares[m]);
     if (lane == 0) partial[warp * kMaxNormRows + m] = squares[m];
   }
@@ -211,7 +226,9 @@ AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, in
   float scale[kMaxNormRows];
 #pragma unroll
   for (int m = 0; m < kMaxNormRows; ++m) {
+    if (m >= a.rows) break;
     float sum = 0;
+#pragma unroll 8
     for (int w = 0; w < threads / kWarpSize; ++w) sum += partial[w * kMaxNormRows + m];
     scale[m] = 1.0f / sqrtf(sum / static_cast<float>(a.cols) + n.eps);
   }
@@ -234,15 +251,10 @@ AD_DEVICE void norm_rows(T* shared, float* partial, const SmallLinearArgs& a, in
   };
 #pragma unroll
   for (int u = 0; u < 2; ++u) {
-    if (first + u * threads < pieces) scale_piece(first + u * threads, held[u]);
+    if (first + u * threads < pieces) scale_piece(first + u * threads, held.first[u]);
   }
   for (int piece = first + 2 * threads; piece < pieces; piece += threads)
     scale_piece(piece, load_norm_weight<T>(a, piece * 8));
-}
-
-AD_DEVICE void prefetch_norm_weight(const SmallLinearArgs& a) {
-  if (a.norm.on && a.norm.weight && threadIdx.x == 0)
-    prefetch_l2(a.norm.weight, static_cast<uint32_t>(a.cols) * (a.norm.weight_f32 ? 4u : 2u));
 }
 
 AD_DEVICE float bias_of(const SmallLinearArgs& a, int row, TypeTag<bf16>) {
@@ -320,6 +332,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
   // The step that is fetched next.
   int next_unit = first + group, next_chunk = part;
   const T* next_row[kRows];
+  const ReadOnce once = read_once();
   const auto find_rows = [&] {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -334,7 +347,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
       const bool valid = col < a.cols;
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
-        copy_async_16(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid);
+        copy_async_16(queue + (slot * kRows + r) * kWarpSize, next_row[r] + (valid ? col : 0), valid, once);
       next_chunk += a.warps_k;
       if (next_chunk >= chunks) {
         next_chunk = part;
@@ -344,17 +357,17 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
     }
     commit_copies();
   };
+  const HeldNorm held = hold_norm_weight<T>(a);
   find_rows();
 #pragma unroll 1
   for (int s = 0; s < kStages; ++s) fetch(s);
-  prefetch_norm_weight(a);
   prefetch_weights<T, kSlices>(
       a, min(first * kOutputs, a.outputs), min(last * kOutputs, a.outputs),
       static_cast<int64_t>(warps) * kStages * kOutputs * kGemvChunk * static_cast<int64_t>(sizeof(T)));
 
   wait_for_previous();
   if (a.norm.on)
-    norm_rows(x, norm_partial, a, chunks * kGemvChunk, 0);
+    norm_rows(x, norm_partial, a, chunks * kGemvChunk, 0, held);
   else
     stage_rows(x, a, chunks * kGemvChunk, 0);
   __syncthreads();
@@ -460,6 +473,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 
   int next_unit = first, next_chunk = warp;
   const T* next_row[kOctets];
+  const ReadOnce once = read_once();
   const auto find_rows = [&] {
 #pragma unroll
     for (int q = 0; q < kOctets; ++q) {
@@ -477,7 +491,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 #pragma unroll
         for (int q = 0; q < kOctets; ++q)
           copy_async_16(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
-                        valid);
+                        valid, once);
       }
       next_chunk += warps;
       if (next_chunk >= chunks) {
@@ -488,17 +502,17 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
     }
     commit_copies();
   };
+  const HeldNorm held = hold_norm_weight<T>(a);
   find_rows();
 #pragma unroll 1
   for (int s = 0; s < kStages; ++s) fetch(s);
-  prefetch_norm_weight(a);
   prefetch_weights<T, kSlices>(a, min(first * kOutputs, a.outputs), min(last * kOutputs, a.outputs),
                                int64_t{kOutputs} * a.cols * static_cast<int64_t>(sizeof(T)));
 
   wait_for_previous();
   if constexpr (kStaged) {
     if (a.norm.on)
-      norm_rows(x, norm_partial, a, chunks * kMmaChunk, pitch);
+      norm_rows(x, norm_partial, a, chunks * kMmaChunk, pitch, held);
     else
       stage_rows(x, a, chunks * kMmaChunk, pitch);
     __syncthreads();

@@ -121,6 +121,32 @@ AD_DEVICE void copy_async_16(void* shared, const void* global, bool valid) {
 #endif
 }
 
+// The same for what is read once, as weights are in a decode step: the second-level cache drops it before all
+// else, so that small things which every layer reads stay there. Else they would come from memory, behind
+// all that was asked for before.
+struct ReadOnce {
+  uint64_t policy = 0;
+};
+AD_DEVICE ReadOnce read_once() {
+  ReadOnce once;
+#ifndef AUTODEPLOY_SIMT_EMULATION
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(once.policy));
+#endif
+  return once;
+}
+AD_DEVICE void copy_async_16(void* shared, const void* global, bool valid, ReadOnce once) {
+#ifdef AUTODEPLOY_SIMT_EMULATION
+  (void)once;
+  copy_async_16(shared, global, valid);
+#else
+  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;\n" ::"r"(at),
+               "l"(global), "r"(bytes), "l"(once.policy)
+               : "memory");
+#endif
+}
+
 // Ends a group of this thread's copies; a group may be empty.
 AD_DEVICE void commit_copies() {
 #ifdef AUTODEPLOY_SIMT_EMULATION

@@ -1,4 +1,4 @@
-// Hints that bring memory into the second-level cache.
+// Hints that bring memory that is read once into the second-level cache.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -9,8 +9,12 @@ namespace autodeploy::cuda {
 // One thread is enough for any size, and nothing waits for it.
 AD_DEVICE void prefetch_l2(const void* global, uint32_t bytes) {
 #if !defined(AUTODEPLOY_SIMT_EMULATION) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if (bytes > 0)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+  if (bytes == 0) return;
+  uint64_t once;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(global), "r"(bytes),
+               "l"(once)
+               : "memory");
 #else
   (void)global, (void)bytes;
 #endif
