@@ -81,6 +81,12 @@ EngineOptions to_options(const py::dict& values) {
             o.load_format = parse_load_format(take<std::string>("engine", "load_format", v, "a string"));
           }},
          {"dummy_seed", integer("dummy_seed", o.dummy_seed)},
+         {"dummy_routing",
+          [&](py::handle v) {
+            o.dummy_routing =
+                parse_dummy_routing(take<std::string>("engine", "dummy_routing", v, "a string"));
+          }},
+         {"time_steps", boolean("time_steps", o.time_steps)},
          {"device", [&](py::handle v) { o.device = take<std::string>("engine", "device", v, "a string"); }},
          {"dtype", [&](py::handle v) { o.dtype = take<std::string>("engine", "dtype", v, "a string"); }},
          {"plugins", [&](py::handle v) {
@@ -163,6 +169,17 @@ py::dict to_dict(const EngineStats& s) {
   d["step_seconds_last"] = s.step_seconds_last;
   d["step_seconds_max"] = s.step_seconds_max;
   d["uptime_seconds"] = s.uptime_seconds;
+  d["num_decode_steps"] = s.runner.num_decode_steps;
+  d["num_replayed_steps"] = s.runner.num_replayed_steps;
+  const auto times = [](const TimesSummary& t) {
+    py::dict entry;
+    entry["count"] = t.count;
+    entry["median"] = t.median;
+    entry["p95"] = t.p95;
+    return entry;
+  };
+  d["decode_step_us"] = times(s.runner.decode_step_us);
+  d["step_gap_us"] = times(s.runner.step_gap_us);
   return d;
 }
 
@@ -202,7 +219,8 @@ void bind_engine(py::module_& m) {
            R"(Loads an artifact.
 
 options: max_seq_len, max_num_seqs, max_batch_tokens, cache_bytes, page_size, num_threads, exact, prefault,
-load_format ("auto" or "dummy"), dummy_seed, plugins;
+load_format ("auto" or "dummy"), dummy_seed, dummy_routing ("model" or "uniform"), time_steps, device, dtype,
+gpu_memory_fraction, plugins;
 what is left out is chosen from the model and the machine. progress(done, total) is called with bytes of weights;
 what it raises ends the loading.
 Raises ValueError, OSError or MemoryError.)")

@@ -128,23 +128,25 @@ The caller says what each step holds, as a StepBatch does; every cache slot owns
       .def(py::init([](const std::string& artifact_dir, int64_t max_tokens, int64_t max_seqs,
                        int64_t max_seq_len, int num_threads, bool exact, bool poison, int32_t page_size,
                        const std::vector<std::string>& plugins, const std::string& device,
-                       const std::string& act, bool replay, bool dummy) {
+                       const std::string& act, bool replay, bool dummy, bool uniform_routing) {
              py::gil_scoped_release release;
              return std::make_unique<Runner>(
                  artifact_dir, RunnerOptions{max_tokens, max_seqs, max_seq_len, num_threads, page_size, exact,
-                                             poison, device, act, dummy, replay, plugins});
+                                             poison, device, act, dummy, replay, uniform_routing, plugins});
            }),
            py::arg("artifact_dir"), py::kw_only(), py::arg("max_tokens") = 512, py::arg("max_seqs") = 8,
            py::arg("max_seq_len") = 2048, py::arg("num_threads") = 0, py::arg("exact") = false,
            py::arg("poison") = false, py::arg("page_size") = 0,
            py::arg("plugins") = std::vector<std::string>{}, py::arg("device") = "cpu",
            py::arg("act") = "float32", py::arg("replay") = false, py::arg("dummy") = false,
+           py::arg("uniform_routing") = false,
            R"(Loads an artifact.
 
 exact: forbid int8 activations. poison: values are NaN until they are written, and share no memory (tests).
 plugins: libraries with kernels for operators of an author's own. device: "cpu", "cuda" or "cuda-emulated".
 act: "float32", and on a device "bfloat16" or "float16" (results of that type come as float16, or as uint16 with
-bfloat16's bits). replay: on a device, decode-only steps run as replayed graphs.
+bfloat16's bits). replay: on a device, decode-only steps run as replayed graphs. dummy: on a device, weights are
+made up; uniform_routing: and rows go to any experts alike.
 Raises ValueError, OSError or MemoryError.)")
       .def("step", &run_step, py::arg("token_ids"), py::arg("positions"), py::arg("query_start"),
            py::arg("kv_len"), py::arg("slot"), py::arg("has_state"), py::arg("rows"),

@@ -56,8 +56,28 @@ PYBIND11_MODULE(_native, m) {
         return py::module_::import("json").attr("loads")(autodeploy::device_library(device).describe(index));
       },
       py::arg("device"),
-      "Name, compute capability, processors and memory of a device, as a dict; ValueError where there is "
-      "none.");
+      "Name, compute capability, processors and memory of a device, how many there are, versions of CUDA and "
+      "whether cuBLASLt was found, as a dict; ValueError where there is none.");
+  m.def(
+      "measure_rates",
+      [](const std::string& text, int64_t copy_bytes, int64_t rows, int64_t cols, int64_t depth,
+         const std::string& act) {
+        const auto [device, index] = autodeploy::parse_device(text);
+        AD_CHECK(device != "cpu", autodeploy::ErrorKind::kInvalidArgument,
+                 "[rates] device: expected a GPU, found cpu");
+        const autodeploy::RateOptions options{copy_bytes, rows, cols, depth,
+                                              autodeploy::parse_act(act, autodeploy::DType::kBF16)};
+        std::string found;
+        {
+          const py::gil_scoped_release release;
+          found = autodeploy::device_library(device).measure_rates(index, options);
+        }
+        return py::module_::import("json").attr("loads")(found);
+      },
+      py::arg("device"), py::kw_only(), py::arg("copy_bytes"), py::arg("rows"), py::arg("cols"),
+      py::arg("depth"), py::arg("act") = "auto",
+      R"(What a device reaches at most, as a dict: bytes per second that a copy of copy_bytes reads and writes,
+and operations per second of a product [rows, depth] x [cols, depth]^T.)");
   autodeploy::bind_runner(m);
   if (autodeploy::bind_engine) autodeploy::bind_engine(m);
 }

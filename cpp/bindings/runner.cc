@@ -29,6 +29,8 @@ CachePlan plan_without_windows(std::vector<StateSpec>& states, const CacheLimits
 
 Runner::Runner(const std::string& artifact_dir, const RunnerOptions& options)
     : options_(options), pool_(options.num_threads) {
+  AD_CHECK(!options.uniform_routing || options.dummy, ErrorKind::kInvalidArgument,
+           "[runner] uniform_routing: expected made-up weights (dummy) beside it, found none");
   if (options.device == "cpu")
     open_on_host(artifact_dir);
   else
@@ -94,6 +96,7 @@ void Runner::open_on_device(const std::string& artifact_dir) {
   o.poison = options_.poison;
   o.dummy = options_.dummy;
   o.replay = options_.replay;
+  o.uniform_routing = options_.uniform_routing;
   o.num_threads = options_.num_threads;
   executor_ = device_library(device).open_executor(
       artifact_dir, o, [this](std::vector<StateSpec>& states) { return plan(states); });

@@ -24,6 +24,7 @@ struct RunnerOptions {
   std::string act = "float32";       // what the activation type is bound to; the CPU has float32 alone
   bool dummy = false;                // on a device: weights are made up
   bool replay = false;               // on a device: decode-only steps as graphs
+  bool uniform_routing = false;      // where weights are made up: rows go to any experts alike
   std::vector<std::string> plugins;  // libraries of an author's own operators
 };
 

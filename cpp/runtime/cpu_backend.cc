@@ -21,6 +21,7 @@
 #include "runtime/program_limits.h"
 #include "runtime/program_reader.h"
 #include "runtime/sampler.h"
+#include "runtime/uniform_routing.h"
 #include "runtime/weight_loader.h"
 #include "runtime/weight_program.h"
 
@@ -46,11 +47,16 @@ class CpuBackend final : public EngineBackend {
       : options_(options) {
     AD_CHECK(parse_act(options.dtype, DType::kF32) == DType::kF32, ErrorKind::kInvalidArgument,
              "[engine] dtype: expected float32 or auto on the CPU, found ", options.dtype);
+    AD_CHECK(!options.time_steps, ErrorKind::kInvalidArgument,
+             "[engine] time_steps: expected a GPU, whose clock is read, found the CPU");
+    check_dummy_routing(options);
     process_bytes_ = resident_memory();
     ProgramSpec program = load_program(artifact_dir, DType::kF32, PluginSet::load(options.plugins));
     WeightProgram weight_program = load_weight_program(artifact_dir);
     if (options.load_format == LoadFormat::kDummy)
       weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
+    if (options.dummy_routing == DummyRouting::kUniform)
+      program = with_uniform_routing(std::move(program), options.dummy_seed);
     program_limits_ = find_program_limits(program);
     available_bytes_ = available_memory();
     // Options are checked before a thread is started for them.

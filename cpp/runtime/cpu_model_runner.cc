@@ -19,6 +19,7 @@ class StepScope {
 
 void CpuModelRunner::launch(const Step& step) {
   rows_ = {};
+  if (step.batch.num_decodes == step.batch.num_seqs) ++num_decode_steps_;
   const StepScope scope(pool_);
   TensorView logits = executor_->run(step.batch);
   if (step.rows.empty()) return;
@@ -30,6 +31,12 @@ BatchResult CpuModelRunner::wait() {
   BatchResult result;
   result.rows = rows_;
   return result;
+}
+
+RunnerStats CpuModelRunner::stats() const {
+  RunnerStats stats;
+  stats.num_decode_steps = num_decode_steps_;
+  return stats;
 }
 
 }  // namespace autodeploy

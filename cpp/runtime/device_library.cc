@@ -50,7 +50,7 @@ const DeviceLibrary* load(const std::string& file) {
 
 const char* device_library_abi() {
   // Raise the first number with every change of what crosses the border.
-  return "1, " __VERSION__ ", " AD_TEXT(__cplusplus);
+  return "2, " __VERSION__ ", " AD_TEXT(__cplusplus);
 }
 
 const DeviceLibrary& device_library(const std::string& device) {

@@ -17,10 +17,17 @@ namespace autodeploy {
 struct DeviceExecutorOptions {
   int64_t max_tokens = 0, max_seqs = 0, max_rows = 0, max_seq_len = 0;
   DType act = DType::kF32;
-  bool poison = false;  // values are NaN or -1 until they are written, and share no memory
-  bool replay = false;  // decode-only steps are recorded as graphs and replayed
-  bool dummy = false;   // weights are made up
-  int num_threads = 0;  // of the host, for loading
+  bool poison = false;           // values are NaN or -1 until they are written, and share no memory
+  bool replay = false;           // decode-only steps are recorded as graphs and replayed
+  bool dummy = false;            // weights are made up
+  bool uniform_routing = false;  // and rows go to any experts alike
+  int num_threads = 0;           // of the host, for loading
+};
+
+// What is measured: a copy of so many bytes, and products [rows, depth] x [cols, depth]^T.
+struct RateOptions {
+  int64_t copy_bytes = 0, rows = 0, cols = 0, depth = 0;
+  DType act = DType::kBF16;
 };
 
 // What such a library provides. Objects of C++ cross this border, so both sides are of one build: `abi` says
@@ -33,8 +40,11 @@ struct DeviceLibrary {
   std::unique_ptr<EngineBackend> (*open_backend)(const std::string& artifact_dir,
                                                  const EngineOptions& options,
                                                  const LoadProgress& progress) = nullptr;
-  // JSON: name, compute capability, processors, bytes of memory.
+  // JSON: name, compute capability, processors, bytes of memory, number of devices, versions of CUDA, and
+  // whether cuBLASLt is there.
   std::string (*describe)(int index) = nullptr;
+  // JSON: what the device reaches at most, see runtime/cuda/rates.h.
+  std::string (*measure_rates)(int index, const RateOptions& options) = nullptr;
 };
 
 // `device` is "cuda" or "cuda-emulated". Throws Error(kUnsupported) saying where the library was looked for.

@@ -120,8 +120,10 @@ std::vector<StepOutput> Engine::wait_outputs(double timeout_seconds) {
 }
 
 EngineStats Engine::stats() const {
+  const RunnerStats runner = backend_->runner().stats();
   const std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
+  stats.runner = runner;
   stats.uptime_seconds = seconds_since(start_);
   return stats;
 }

@@ -35,6 +35,7 @@ struct EngineStats {
   // What the engine's thread spends on a step: less than the step takes where steps overlap.
   double step_seconds_total = 0, step_seconds_last = 0, step_seconds_max = 0;
   double uptime_seconds = 0;
+  RunnerStats runner;
 };
 
 // All members may be called from any thread, except that close() and the destructor may not run beside

@@ -120,6 +120,20 @@ LoadFormat parse_load_format(std::string_view text) {
   return LoadFormat::kDummy;
 }
 
+DummyRouting parse_dummy_routing(std::string_view text) {
+  if (text == "model") return DummyRouting::kModel;
+  AD_CHECK(text == "uniform", ErrorKind::kInvalidArgument,
+           "[engine] dummy_routing: expected model or uniform, found ", text);
+  return DummyRouting::kUniform;
+}
+
+void check_dummy_routing(const EngineOptions& options) {
+  AD_CHECK(options.dummy_routing == DummyRouting::kModel || options.load_format == LoadFormat::kDummy,
+           ErrorKind::kInvalidArgument,
+           "[engine] dummy_routing: expected model where weights are loaded, found uniform: it is for "
+           "load_format dummy alone");
+}
+
 CacheLimits resolve_limits(const EngineOptions& options, const ModelFacts& model,
                            std::vector<StateSpec> states, int64_t available_bytes) {
   check_options(options, model);

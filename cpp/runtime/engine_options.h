@@ -17,6 +17,12 @@ enum class LoadFormat : uint8_t {
   kDummy,  // nowhere: they are made up (runtime/dummy_weights.h)
 };
 
+// Which experts rows go to where weights are made up.
+enum class DummyRouting : uint8_t {
+  kModel,    // those that the made-up router chooses
+  kUniform,  // any of them alike, drawn from the seed (runtime/uniform_routing.h)
+};
+
 // Whether a step is scheduled and launched while the one before it runs. The tokens are the same.
 enum class Overlap : uint8_t {
   kAuto,  // where the backend can
@@ -39,7 +45,9 @@ struct EngineOptions {
   bool exact = false;     // no int8 activations: results equal those of dequantized weights in float32
   bool prefault = false;  // back the caches with memory at the start rather than at first use
   LoadFormat load_format = LoadFormat::kAuto;
-  uint64_t dummy_seed = 0;                // of made-up weights
+  uint64_t dummy_seed = 0;  // of made-up weights
+  DummyRouting dummy_routing = DummyRouting::kModel;
+  bool time_steps = false;                // on a GPU: measure steps and the gaps between them, for the stats
   std::vector<std::string> plugins = {};  // libraries with kernels for operators of an author's own, by path
   Overlap overlap = Overlap::kAuto;
 };
@@ -48,6 +56,10 @@ inline constexpr int kMaxThreads = 1024;
 
 // "auto" or "dummy"; throws Error(kInvalidArgument).
 LoadFormat parse_load_format(std::string_view text);
+// "model" or "uniform"; likewise.
+DummyRouting parse_dummy_routing(std::string_view text);
+// Throws Error(kInvalidArgument) where routing is forced and weights are not made up.
+void check_dummy_routing(const EngineOptions& options);
 
 // Facts that the limits follow from.
 struct ModelFacts {

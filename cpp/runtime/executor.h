@@ -66,7 +66,8 @@ struct ExecutorOptions {
 struct KernelChoice {
   int32_t instruction = -1;  // index into program().instructions
   std::string op, kernel, source;
-  bool part = false;  // of a composite that no kernel serves
+  bool part = false;            // of a composite that no kernel serves
+  std::vector<int32_t> covers;  // of a composite that a backend made: all instructions that it stands for
   int64_t workspace_bytes = 0;
   std::vector<std::string> declined;  // "name: reason"
   // Of an instruction with a body: queries looked at together, bytes of the body's values and of its keys

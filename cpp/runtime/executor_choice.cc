@@ -71,6 +71,9 @@ class Chooser {
     if (chosen.kernel) {
       chosen.choice.kernel = chosen.kernel->name();
       chosen.choice.workspace_bytes = chosen.kernel->workspace_bytes();
+      for (const InstructionSpec& part : ins.parts) {
+        if (part.origin >= 0) chosen.choice.covers.push_back(part.origin);
+      }
       AD_ICHECK(chosen.choice.workspace_bytes >= 0, "the workspace of ", chosen.choice.kernel, " has a size");
       out_.push_back(std::move(chosen));
       return;

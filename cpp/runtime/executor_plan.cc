@@ -15,6 +15,7 @@ Json choice_json(const KernelChoice& c) {
   Json line = {
       {"instruction", c.instruction}, {"op", c.op}, {"kernel", c.kernel}, {"workspace", c.workspace_bytes}};
   if (c.part) line["part"] = true;
+  if (!c.covers.empty()) line["covers"] = c.covers;
   if (!c.source.empty()) line["source"] = c.source;
   if (!c.declined.empty()) line["declined"] = c.declined;
   if (c.tile == 0) return line;

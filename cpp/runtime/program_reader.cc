@@ -25,12 +25,6 @@ constexpr size_t kMaxOperands = 256, kMaxNamedValues = 256, kMaxMetadata = 4096,
                  kMaxAttrs = 64, kMaxPrefix = 1 << 16;
 constexpr int kMaxPartsDepth = 4;
 
-bool is_known_op(const std::string& op) {
-  if (find_op_schema(op)) return true;
-  const auto table = kernel_table();
-  return std::any_of(table.begin(), table.end(), [&](const KernelEntry& e) { return op == e.op; });
-}
-
 class Reader {
  public:
   Reader(const Json& doc, DType act, std::shared_ptr<const PluginSet> plugins, bool compiled_kernels)
@@ -302,7 +296,7 @@ class Reader {
     if (scope_.in_body && (has_parts || !is_body_op(ins.op)))
       fail(ins.where, "an op that a body may hold, without parts", show(Json(ins.op)));
     if (is_author_op(ins.op)) check_author_op(ins);
-    AD_CHECK(has_parts || is_author_op(ins.op) || is_known_op(ins.op), ErrorKind::kInvalidArtifact,
+    AD_CHECK(has_parts || is_author_op(ins.op) || find_op_schema(ins.op), ErrorKind::kInvalidArtifact,
              "[program.json: ", ins.where, "] expected an op of this version, found ", show(Json(ins.op)),
              ": compile the model again, or use the newer runtime that it was compiled for");
     for (const Json& o : f.array("in", kMaxOperands)) {
@@ -385,7 +379,7 @@ class Reader {
           read_instruction(part, detail::concat(ins->where, " part ", ins->parts.size()), depth + 1));
     }
     if (ins->parts.empty()) {
-      if (!is_known_op(ins->op)) fail(ins->where, "parts", "an empty list");
+      if (!find_op_schema(ins->op)) fail(ins->where, "parts", "an empty list");
       return;
     }
     for (size_t i = mark; i < write_log_.size(); ++i) written(write_log_[i]) = Written::kInParts;

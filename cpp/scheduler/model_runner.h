@@ -46,6 +46,22 @@ struct BatchResult {
   bool fatal = false;                // and no later step can succeed
 };
 
+// Times in microseconds: how many there were, and median and 95th percentile of the latest ones.
+struct TimesSummary {
+  int64_t count = 0;
+  double median = 0, p95 = 0;
+};
+
+// What a runner has counted. Decode steps are those in which each sequence has one token.
+struct RunnerStats {
+  int64_t num_decode_steps = 0;    // launched
+  int64_t num_replayed_steps = 0;  // of those, replayed from a recorded graph
+  // Of a device that was asked to time its steps. A decode step takes from its first kernel to its last one;
+  // the gap goes from there to the first kernel of the next step, where that is a decode step, too, of which
+  // at least one sequence goes on: copies between the steps and a host that comes late are in it.
+  TimesSummary decode_step_us, step_gap_us;
+};
+
 // Steps run one after the other in the order of their launches, and each sees what those before it left in
 // the caches. Called by one thread at a time.
 class ModelRunner {
@@ -64,6 +80,8 @@ class ModelRunner {
   // flight, so its buffers are needed max_in_flight() times. The loops read them before they launch or wait
   // again.
   virtual BatchResult wait() = 0;
+  // From any thread.
+  virtual RunnerStats stats() const { return {}; }
 };
 
 }  // namespace autodeploy

@@ -8,6 +8,7 @@
 #include "kernels/cuda/order.h"
 #include "kernels/generic/op_checks.h"
 #include "kernels/generic/strided.h"
+#include "kernels/uniform_choice.h"
 
 namespace autodeploy::cuda {
 namespace {
@@ -37,11 +38,26 @@ struct LargeKey {
 template <class T>
 using KeyOf = std::conditional_t<std::is_same_v<T, int64_t>, LargeKey, SmallKey>;
 
+// The indices of a line where they are drawn, and not those of the values.
+struct DrawnIndices {
+  UniformChoice choice;
+  const int64_t *positions = nullptr, *token_ids = nullptr;  // of the step
+  const int32_t* rows = nullptr;
+  int64_t num_tokens = 0, num_rows = 0;
+
+  AD_DEVICE uint32_t at(int64_t line, int64_t lines, int64_t rank, int64_t n) const {
+    const int64_t token = token_of_line(line, lines, num_tokens, num_rows, rows);
+    return choose_uniformly(choice, line, positions[token], token_ids[token], static_cast<uint32_t>(n))
+        .at(rank);
+  }
+};
+
 struct SortArgs {
   DeviceLines x, values, indices;
   int64_t first_line = 0;  // of this launch
   int64_t results = 0;     // of a line
   bool descending = false;
+  DrawnIndices drawn;
 };
 
 template <class T>
@@ -55,6 +71,7 @@ template <class T>
 AD_DEVICE void write_result(const SortArgs& a, int64_t line, int64_t rank, uint32_t index) {
   const T v = load_as<T>(a.x.rows.data, a.x.dtype, a.x.rows.offset(line) + index * a.x.stride);
   store_as<T>(a.values.rows.data, a.values.dtype, a.values.rows.offset(line) + rank * a.values.stride, v);
+  if (a.drawn.choice.seed >= 0) index = a.drawn.at(line, a.x.rows.rows, rank, a.x.len);
   static_cast<int64_t*>(a.indices.rows.data)[a.indices.rows.offset(line) + rank * a.indices.stride] = index;
 }
 
@@ -142,6 +159,7 @@ struct SortState {
   SortForm form;
   int64_t lines = 0;         // that are sorted together
   int64_t buffer_bytes = 0;  // one of two
+  UniformChoice uniform;
 };
 
 int tile_size(int64_t n) {
@@ -203,10 +221,17 @@ void sort_lines(const KernelCall& call, const SortState& s, const SortArgs& sort
 }
 
 void run_sort(const SortState& s, const KernelCall& call) {
-  SortArgs sort{DeviceLines(call.in[0], s.form.dim), DeviceLines(call.out[0], s.form.dim),
-                DeviceLines(call.out[1], s.form.dim)};
+  SortArgs sort{DeviceLines(call.in[0], s.form.dim),
+                DeviceLines(call.out[0], s.form.dim),
+                DeviceLines(call.out[1], s.form.dim),
+                0,
+                0,
+                false,
+                {}};
   sort.results = std::min(s.form.k, sort.x.len);
   sort.descending = s.form.descending;
+  const DeviceStep& step = *call.device;
+  sort.drawn = {s.uniform, step.positions, step.token_ids, step.rows, step.num_tokens, step.num_rows};
   if (sort.x.len == 0) return;
   for (; sort.first_line < sort.x.rows.rows; sort.first_line += s.lines) {
     const int64_t lines = std::min(s.lines, sort.x.rows.rows - sort.first_line);
@@ -215,10 +240,11 @@ void run_sort(const SortState& s, const KernelCall& call) {
   }
 }
 
-std::unique_ptr<Kernel> make(const KernelSpec& spec, const SortForm& form) {
+std::unique_ptr<Kernel> make(const KernelSpec& spec, const SortForm& form, const std::string& name,
+                             const UniformChoice& uniform = {}) {
   const SpecCheck check(spec);
   const OperandSpec& x = spec.in[0];
-  SortState s{form};
+  SortState s{form, 0, 0, uniform};
   const int64_t n = max_size(spec, x.shape[static_cast<size_t>(form.dim)]);
   check.that(n <= INT32_MAX, "lines that 32 bits can count", std::to_string(n));
   s.lines = INT32_MAX / kTile;
@@ -228,16 +254,24 @@ std::unique_ptr<Kernel> make(const KernelSpec& spec, const SortForm& form) {
     s.lines = std::clamp<int64_t>(kWorkspace / (2 * n * key), 1, all);
     s.buffer_bytes = s.lines * n * key;
   }
-  return make_function_kernel(spec.op + ".plain", s, run_sort, 2 * s.buffer_bytes);
+  return make_function_kernel(name, s, run_sort, 2 * s.buffer_bytes);
 }
 
 }  // namespace
 
 std::unique_ptr<Kernel> make_sort(const KernelSpec& spec, std::string*) {
-  return make(spec, check_sort(spec));
+  return make(spec, check_sort(spec), "sort.plain");
 }
 std::unique_ptr<Kernel> make_topk(const KernelSpec& spec, std::string*) {
-  return make(spec, check_topk(spec));
+  return make(spec, check_topk(spec), "topk.plain");
+}
+
+// With indices that are drawn (runtime/uniform_routing.h).
+std::unique_ptr<Kernel> make_uniform_sort(const KernelSpec& spec, std::string*) {
+  return make(spec, check_sort(spec), spec.op, {spec.attrs.integer("seed"), spec.attrs.integer("stream")});
+}
+std::unique_ptr<Kernel> make_uniform_topk(const KernelSpec& spec, std::string*) {
+  return make(spec, check_topk(spec), spec.op, {spec.attrs.integer("seed"), spec.attrs.integer("stream")});
 }
 
 }  // namespace autodeploy::cuda

@@ -4,6 +4,7 @@
 #include "kernels/generic/op_checks.h"
 #include "kernels/generic/order.h"
 #include "kernels/generic/strided.h"
+#include "kernels/uniform_choice.h"
 
 namespace autodeploy {
 namespace {
@@ -14,6 +15,7 @@ struct SortState {
   int64_t dim, k;  // k: results per line; all of them for sort
   bool descending;
   int64_t line_bytes;  // scratch of one thread
+  UniformChoice uniform;
 };
 
 // The first k of a line by insertion; `best` holds indices.
@@ -46,6 +48,7 @@ void sort_line(const T* x, int64_t stride, int64_t n, int64_t k, int64_t* index)
 void run_sort(const SortState& s, const KernelCall& call) {
   const AxisLines x(call.in[0], s.dim), values(call.out[0], s.dim), indices(call.out[1], s.dim);
   const int64_t n = x.len(), k = std::min(s.k, n);
+  const StepBatch& batch = *call.batch;
   dispatch_dtype(call.in[0].dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     call.pool->parallel_for(
@@ -63,16 +66,22 @@ void run_sort(const SortState& s, const KernelCall& call) {
               value[i * values.stride()] = in[index[i] * x.stride()];
               out[i * indices.stride()] = index[i];
             }
+            if (s.uniform.seed < 0) continue;
+            const auto token = static_cast<size_t>(
+                token_of_line(line, x.count(), batch.num_tokens, batch.num_rows, batch.rows));
+            const ChoiceOfRow chosen = choose_uniformly(s.uniform, line, batch.positions[token],
+                                                        batch.token_ids[token], static_cast<uint32_t>(n));
+            for (int64_t i = 0; i < k; ++i) out[i * indices.stride()] = chosen.at(i);
           }
         });
   });
 }
 
-std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const char* name,
-                             const SortForm& form) {
+std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, const char* name, const SortForm& form,
+                             const UniformChoice& uniform = {}) {
   if (!serves_plain(spec, why)) return nullptr;
   const Dim size = spec.in[0].shape[static_cast<size_t>(form.dim)];
-  const SortState s{form.dim, form.k, form.descending, (max_size(spec, size) * 8 + 63) / 64 * 64};
+  const SortState s{form.dim, form.k, form.descending, (max_size(spec, size) * 8 + 63) / 64 * 64, uniform};
   return std::make_unique<StatedKernel<SortState>>(name, s, run_sort, s.line_bytes * spec.num_threads);
 }
 
@@ -83,6 +92,16 @@ std::unique_ptr<Kernel> make_sort(const KernelSpec& spec, std::string* why) {
 }
 std::unique_ptr<Kernel> make_topk(const KernelSpec& spec, std::string* why) {
   return make(spec, why, "topk", check_topk(spec));
+}
+
+// With indices that are drawn (runtime/uniform_routing.h).
+std::unique_ptr<Kernel> make_uniform_sort(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, "sort.uniform", check_sort(spec),
+              {spec.attrs.integer("seed"), spec.attrs.integer("stream")});
+}
+std::unique_ptr<Kernel> make_uniform_topk(const KernelSpec& spec, std::string* why) {
+  return make(spec, why, "topk.uniform", check_topk(spec),
+              {spec.attrs.integer("seed"), spec.attrs.integer("stream")});
 }
 
 }  // namespace autodeploy

@@ -114,6 +114,10 @@ char* copy_string(const std::string& text) {
   return out;
 }
 
+nlohmann::ordered_json times_json(const TimesSummary& t) {
+  return {{"count", t.count}, {"median", t.median}, {"p95", t.p95}};
+}
+
 std::string stats_json(const EngineStats& s) {
   return nlohmann::ordered_json{{"num_requests", s.num_requests},
                                 {"num_waiting", s.num_waiting},
@@ -132,7 +136,11 @@ std::string stats_json(const EngineStats& s) {
                                 {"step_seconds_total", s.step_seconds_total},
                                 {"step_seconds_last", s.step_seconds_last},
                                 {"step_seconds_max", s.step_seconds_max},
-                                {"uptime_seconds", s.uptime_seconds}}
+                                {"uptime_seconds", s.uptime_seconds},
+                                {"num_decode_steps", s.runner.num_decode_steps},
+                                {"num_replayed_steps", s.runner.num_replayed_steps},
+                                {"decode_step_us", times_json(s.runner.decode_step_us)},
+                                {"step_gap_us", times_json(s.runner.step_gap_us)}}
       .dump();
 }
 

@@ -15,6 +15,7 @@
 #include "runtime/plan_json.h"
 #include "runtime/program_limits.h"
 #include "runtime/program_reader.h"
+#include "runtime/uniform_routing.h"
 #include "runtime/weight_program.h"
 
 namespace autodeploy::cuda {
@@ -44,10 +45,13 @@ class CudaBackend final : public EngineBackend {
     AD_CHECK(options.plugins.empty(), ErrorKind::kUnsupported,
              "[engine] plugins: expected none on a GPU, found ", options.plugins.size(),
              ": their kernels run on the CPU");
+    check_dummy_routing(options);
     ProgramSpec program = load_program(artifact_dir, act_, nullptr, has_compiled_kernels(artifact_dir));
     WeightProgram weight_program = load_weight_program(artifact_dir);
     if (options.load_format == LoadFormat::kDummy)
       weight_program = with_dummy_weights(std::move(weight_program), options.dummy_seed);
+    if (options.dummy_routing == DummyRouting::kUniform)
+      program = with_uniform_routing(std::move(program), options.dummy_seed);
     program_limits_ = find_program_limits(program);
     prefix_tokens_ = program.prefix_tokens;
     executor_ = std::make_unique<DeviceExecutor>(std::move(program), &queue_,
@@ -62,7 +66,7 @@ class CudaBackend final : public EngineBackend {
     bind(plan, weights_.data, pools_->memory());
     executor_->allocate();
     runner_ = std::make_unique<CudaModelRunner>(executor_.get(), &queue_, parse_device(options.device).second,
-                                                program_limits_.vocab_size, plan);
+                                                program_limits_.vocab_size, plan, options.time_steps);
     queue_.wait();
   }
 

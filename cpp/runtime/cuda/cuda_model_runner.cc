@@ -26,7 +26,7 @@ std::vector<int64_t> CudaModelRunner::make_ladder(int64_t max_seqs) {
 }
 
 CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int device, int64_t vocab_size,
-                                 const CachePlan& plan)
+                                 const CachePlan& plan, bool time_steps)
     : executor_(executor),
       queue_(queue),
       device_(device),
@@ -35,6 +35,7 @@ CudaModelRunner::CudaModelRunner(DeviceExecutor* executor, Queue* queue, int dev
       sampler_(vocab_size, plan.limits.max_num_seqs, plan.limits.max_seq_len, kInFlight),
       ladder_(make_ladder(plan.limits.max_num_seqs)) {
   for (Flight& flight : flights_) flight.done = std::make_unique<Event>();
+  if (time_steps) clock_.emplace(kInFlight);
 }
 
 // What is in flight writes to memory that goes away now.
@@ -62,11 +63,13 @@ void CudaModelRunner::launch(const Step& step) {
 void CudaModelRunner::put(const Step& step, int slot) {
   const StepBatch& b = step.batch;
   const DeviceSampler::Path path = DeviceSampler::path_for(step.rows);
-  if (b.num_decodes == b.num_seqs && b.num_rows == b.num_seqs) {
+  const bool decodes = b.num_decodes == b.num_seqs, replays = decodes && b.num_rows == b.num_seqs;
+  if (replays) {
     const int64_t size = *std::lower_bound(ladder_.begin(), ladder_.end(), b.num_seqs);
     const Graph& graph = graph_for(size, path);
     sampler_.write_options(step.rows, size, path, slot, upload_.extra(slot), *queue_);
     upload_.put(b, step.token_rows, decode_sizes(size, path), slot, *queue_);
+    if (clock_) clock_->begin(num_launched_, queue_->stream());
     graph.launch(queue_->stream());
   } else {
     StepSizes sizes{b.num_tokens, b.num_seqs, b.num_rows};
@@ -75,11 +78,18 @@ void CudaModelRunner::put(const Step& step, int slot) {
       sampler_.write_options(step.rows, b.num_rows, path, slot, upload_.extra(slot), *queue_);
     }
     const DeviceStep device = upload_.put(b, step.token_rows, sizes, slot, *queue_);
+    if (clock_) clock_->begin(num_launched_, queue_->stream());
     enqueue(b, device, sizes, path);
+  }
+  if (clock_) {
+    const bool goes_on = std::any_of(b.has_state.begin(), b.has_state.end(), [](uint8_t h) { return h; });
+    clock_->end(num_launched_, queue_->stream(), decodes, goes_on);
   }
   if (b.num_rows > 0) sampler_.download(b.num_rows, path, slot, *queue_);
   flights_[slot].num_rows = b.num_rows;
   flights_[slot].done->record(queue_->stream());
+  num_decode_steps_ += decodes;
+  num_replayed_steps_ += replays;
 }
 
 void CudaModelRunner::enqueue(const StepBatch& batch, const DeviceStep& step, const StepSizes& sizes,
@@ -121,6 +131,7 @@ BatchResult CudaModelRunner::wait() {
   try {
     make_current(device_);
     flights_[slot].done->wait();
+    if (clock_) clock_->passed(num_waited_ - 1);
   } catch (const Error& error) {
     // CUDA's errors of running kernels stay until the process ends.
     result.failure = error.what();
@@ -129,6 +140,14 @@ BatchResult CudaModelRunner::wait() {
   }
   result.rows = sampler_.collect(flights_[slot].num_rows, slot);
   return result;
+}
+
+RunnerStats CudaModelRunner::stats() const {
+  RunnerStats stats;
+  stats.num_decode_steps = num_decode_steps_;
+  stats.num_replayed_steps = num_replayed_steps_;
+  if (clock_) clock_->summarise(&stats);
+  return stats;
 }
 
 int64_t CudaModelRunner::plan_bytes(const CachePlan& plan, int64_t vocab_size) {

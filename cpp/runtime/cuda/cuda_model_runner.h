@@ -1,13 +1,16 @@
 // Runs steps on the device: decode-only steps as replayed graphs, others launch by launch.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "runtime/cuda/device_executor.h"
 #include "runtime/cuda/device_sampler.h"
+#include "runtime/cuda/step_clock.h"
 #include "runtime/cuda/step_upload.h"
 #include "scheduler/model_runner.h"
 
@@ -16,14 +19,15 @@ namespace autodeploy::cuda {
 class CudaModelRunner final : public ModelRunner {
  public:
   // `executor` is bound and allocated for the plan's limits; it and `queue` outlive the runner. `device`:
-  // index.
+  // index. `time_steps`: fill in the times of stats().
   CudaModelRunner(DeviceExecutor* executor, Queue* queue, int device, int64_t vocab_size,
-                  const CachePlan& plan);
+                  const CachePlan& plan, bool time_steps = false);
   ~CudaModelRunner() override;
 
   int32_t max_in_flight() const override { return kInFlight; }
   void launch(const Step& step) override;
   BatchResult wait() override;
+  RunnerStats stats() const override;
 
   // Bytes that the runner takes on the device besides the graphs, and pinned on the host.
   int64_t bytes() const { return upload_.bytes() + sampler_.bytes(); }
@@ -57,6 +61,8 @@ class CudaModelRunner final : public ModelRunner {
   std::map<std::pair<int64_t, int>, Graph> graphs_;
   Flight flights_[kInFlight];
   int64_t num_launched_ = 0, num_waited_ = 0;
+  std::optional<StepClock> clock_;  // where steps are timed
+  std::atomic<int64_t> num_decode_steps_ = 0, num_replayed_steps_ = 0;
 };
 
 }  // namespace autodeploy::cuda

@@ -36,6 +36,9 @@ DeviceInfo use_device(int index) {
   info.free_bytes = static_cast<int64_t>(free_bytes);
   info.max_shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   info.can_overlap = properties.major >= 9;
+  info.num_devices = count;
+  check(cudaDriverGetVersion(&info.driver_version), "asking for the driver's version");
+  check(cudaRuntimeGetVersion(&info.runtime_version), "asking for CUDA's version");
   return info;
 }
 

@@ -19,6 +19,9 @@ struct DeviceInfo {
   int64_t total_bytes = 0, free_bytes = 0;  // of memory; free: now
   int64_t max_shared_bytes = 0;             // of a block
   bool can_overlap = false;                 // programmatic dependent launch
+  int num_devices = 0;
+  int driver_version = 0,
+      runtime_version = 0;  // of CUDA, 12080 for 12.8: what the driver knows, what is used
 };
 
 // Makes the device the calling thread's, and says what it is. Throws Error(kUnsupported) where there is none

@@ -13,6 +13,7 @@
 #include "runtime/dummy_weights.h"
 #include "runtime/executor_checks.h"
 #include "runtime/program_reader.h"
+#include "runtime/uniform_routing.h"
 #include "runtime/weight_program.h"
 
 namespace autodeploy::cuda {
@@ -24,8 +25,8 @@ class DeviceStepExecutor final : public StepExecutor {
                      FunctionRef<CachePlan(std::vector<StateSpec>&)> plan_caches)
       : replay_(options.replay),
         pool_(options.num_threads),
-        executor_(load_program(artifact_dir, options.act, nullptr, has_compiled_kernels(artifact_dir)),
-                  &queue_, GeneratedKernels::load(artifact_dir, options.act, use_device(0))) {
+        executor_(load(artifact_dir, options), &queue_,
+                  GeneratedKernels::load(artifact_dir, options.act, use_device(0))) {
     const ProgramSpec& program = executor_.program();
     std::vector<StateSpec> states = program.states;
     const CachePlan plan = plan_caches(states);
@@ -77,6 +78,12 @@ class DeviceStepExecutor final : public StepExecutor {
   std::string plan_json() const override { return executor_.plan_json(); }
 
  private:
+  static ProgramSpec load(const std::string& artifact_dir, const DeviceExecutorOptions& options) {
+    ProgramSpec program =
+        load_program(artifact_dir, options.act, nullptr, has_compiled_kernels(artifact_dir));
+    return options.uniform_routing ? with_uniform_routing(std::move(program), 0) : std::move(program);
+  }
+
   TensorView run_step(const StepBatch& batch, const Tap* tap) {
     check_batch(batch, options_);
     const StepSizes sizes{batch.num_tokens, batch.num_seqs, batch.num_rows};

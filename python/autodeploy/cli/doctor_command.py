@@ -68,7 +68,7 @@ def examine() -> list[Finding]:
         _packages(),
         _compiler(),
         _cache(),
-        _gpu(),
+        *_gpu(),
         *_environment(),
     ]
 
@@ -135,9 +135,32 @@ def _cache() -> Finding:
     return Finding("cache", "ok", f"{root}, {format_bytes(shutil.disk_usage(existing).free)} free")
 
 
-def _gpu() -> Finding:
-    found = machine.gpus()
-    return Finding("gpu", "ok", "; ".join(found)) if found else Finding("gpu", "note", "none seen; the CPU is used")
+def _gpu() -> list[Finding]:
+    """GPUs as the driver shows them, and as the library that serves them does."""
+    shown = machine.gpus()
+    seen = Finding("gpu", "ok", "; ".join(shown)) if shown else Finding("gpu", "note", "none seen; the CPU is used")
+    try:
+        from autodeploy._load_native import load_native
+
+        describe = load_native().describe_device
+        devices = [describe("cuda")]
+        devices += (describe(f"cuda:{index}") for index in range(1, devices[0]["devices"]))
+    except Exception as error:
+        return [seen, Finding("gpu runtime", "note", f"device cuda cannot be used: {' '.join(str(error).split())}")]
+    texts = [
+        f"{d['name']}: compute capability {d['compute_capability']}, {format_bytes(d['free_bytes'])} of "
+        f"{format_bytes(d['total_bytes'])} free"
+        for d in devices
+    ]
+    versions = f"CUDA {devices[0]['runtime']}, a driver for CUDA {devices[0]['driver']}"
+    return [seen, Finding("gpu runtime", "ok", f"{'; '.join(texts)}; {versions}"), _cublaslt(devices[0]["cublaslt"])]
+
+
+def _cublaslt(found: bool | str) -> Finding:
+    if found is True:
+        return Finding("cublaslt", "ok", "found")
+    advice = "products take the runtime's own kernels, slower ones for many rows; pip install autodeploy[cuda]"
+    return Finding("cublaslt", "note", f"{found}; {advice}")
 
 
 def _environment() -> list[Finding]:

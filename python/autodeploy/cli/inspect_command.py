@@ -56,7 +56,7 @@ def memory_plan(artifact: Artifact, args: argparse.Namespace, *, required: bool)
 
     names: tuple[str, ...] = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads")
     names += ("device", "dtype", "exact")
-    names += ("gpu_memory_fraction", "load_format", "dummy_seed")
+    names += ("gpu_memory_fraction", "load_format", "dummy_seed", "dummy_routing")
     options = EngineOptions.from_user(**{name: getattr(args, name) for name in names})
     try:
         engine = make_engine(artifact.path, options, lambda *_: None)

@@ -9,10 +9,10 @@ from typing import Any
 from autodeploy.llm.sampling_params import SamplingParams
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, artifact: bool = True) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, *, artifact: bool = True, optional: bool = False) -> None:
     """MODEL and how it may be fetched and read."""
     kinds = "checkpoint folder, .gguf file, hub id or alias" + (", or artifact folder" if artifact else "")
-    parser.add_argument("model", metavar="MODEL", help=kinds)
+    parser.add_argument("model", metavar="MODEL", help=kinds, nargs="?" if optional else None)
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a hub id")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let Python code of the checkpoint run while compiling"
@@ -40,6 +40,15 @@ def add_dummy_seed(parser: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     parser.add_argument("--dummy-seed", type=int, default=0, metavar="N", help="what made-up weights are made from")
 
 
+def add_dummy_routing(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--dummy-routing",
+        choices=("model", "uniform"),
+        default="model",
+        help="uniform: with made-up weights, experts are drawn from the seed, each as likely as any other",
+    )
+
+
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Limits and choices of the engine."""
     group = parser.add_argument_group("engine")
@@ -55,6 +64,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", default="auto", help="of activations: auto, float32, bfloat16, float16")
     add_load_format(group)
     add_dummy_seed(group)
+    add_dummy_routing(group)
     group.add_argument("--exact", action="store_true", help="no fast paths that round activations to 8 bits")
 
 
@@ -62,7 +72,8 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `LLM` from the flags of a model and an engine."""
     names: tuple[str, ...] = ("max_seq_len", "max_num_seqs", "max_batch_tokens", "cache_memory", "threads")
     names += ("device", "dtype", "exact")
-    names += ("gpu_memory_fraction", "load_format", "dummy_seed", "revision", "trust_remote_code", "plugins")
+    names += ("gpu_memory_fraction", "load_format", "dummy_seed", "dummy_routing")
+    names += ("revision", "trust_remote_code", "plugins")
     return {name: getattr(args, name) for name in names}
 
 

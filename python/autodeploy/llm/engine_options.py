@@ -18,6 +18,7 @@ _MAX_SEQ_LEN = 2**30
 _MAX_NUM_SEQS = 65536
 _MAX_BATCH_TOKENS = 2**24
 _LOAD_FORMATS = ("auto", "dummy")
+_DUMMY_ROUTINGS = ("model", "uniform")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"cpu|cuda(-emulated)?(:\d{1,3})?")
 
@@ -39,6 +40,8 @@ class EngineOptions:
     exact: bool = False
     load_format: str | None = None
     dummy_seed: int | None = None
+    dummy_routing: str | None = None
+    time_steps: bool = False
     gpu_memory_fraction: float | None = None
     plugins: tuple[str, ...] = ()
     device: str = "cpu"
@@ -57,6 +60,8 @@ class EngineOptions:
         exact: bool = False,
         load_format: str = "auto",
         dummy_seed: int = 0,
+        dummy_routing: str = "model",
+        time_steps: bool = False,
         gpu_memory_fraction: float | None = None,
         plugins: Iterable[str | os.PathLike[str]] | None = None,
         device: str | None = None,
@@ -93,6 +98,14 @@ class EngineOptions:
         dummy = load_format == "dummy"
         if dummy_seed and not dummy:
             raise ValueError(f"[options] dummy_seed: expected load_format dummy beside it, found {load_format}")
+        if dummy_routing not in _DUMMY_ROUTINGS:
+            raise ValueError(
+                f"[options] dummy_routing: expected one of {', '.join(_DUMMY_ROUTINGS)}, found {dummy_routing!r}"
+            )
+        if dummy_routing != "model" and not dummy:
+            raise ValueError(f"[options] dummy_routing: expected load_format dummy beside it, found {load_format}")
+        if not isinstance(time_steps, bool):
+            raise ValueError(f"[options] time_steps: expected True or False, found {time_steps!r}")
         return cls(
             max_seq_len=max_seq_len,
             max_num_seqs=max_num_seqs,
@@ -102,6 +115,8 @@ class EngineOptions:
             exact=exact,
             load_format=load_format if dummy else None,
             dummy_seed=dummy_seed if dummy else None,
+            dummy_routing=dummy_routing if dummy_routing != "model" else None,
+            time_steps=time_steps,
             gpu_memory_fraction=gpu_memory_fraction,
             plugins=plugin_paths(plugins),
             device=device,
@@ -111,7 +126,7 @@ class EngineOptions:
     def to_native(self) -> dict[str, Any]:
         """The options that were chosen, as the native engine takes them."""
         options = {name: value for name, value in vars(self).items() if value is not None and name != "plugins"}
-        for name, default in (("device", "cpu"), ("dtype", "auto")):
+        for name, default in (("device", "cpu"), ("dtype", "auto"), ("time_steps", False)):
             if options[name] == default:
                 del options[name]
         return options | ({"plugins": list(self.plugins)} if self.plugins else {})

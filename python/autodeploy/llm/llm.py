@@ -48,8 +48,11 @@ class LLM:
     threads: threads of the engine; default all cores this process may use.
     load_format: "auto", or "dummy": weights are made up from dummy_seed, none are read and none need to be there; a
         checkpoint folder is then compiled from its configuration alone.
+    dummy_routing: "model", or "uniform": with made-up weights, experts are drawn from dummy_seed, each as likely as any
+        other, in place of those that the router chooses.
     device: "cpu" (default, or what AUTODEPLOY_DEVICE says), "cuda" or "cuda:N".
     dtype: type of the activations: "auto" (float32 on the CPU, bfloat16 on a GPU), "float32", "bfloat16", "float16".
+    time_steps: on a GPU, time decode steps and the gaps between them on the device, for stats().
     exact: forbid fast paths that round activations to 8 bits, so that results equal float32 arithmetic on the weights.
     revision: branch, tag or commit of a hub id. trust_remote_code: let Python code of the checkpoint run in a compile.
     plugins: shared libraries with kernels for operators that the model's author wrote; they run in this process.
@@ -76,6 +79,8 @@ class LLM:
         exact: bool = False,
         load_format: str = "auto",
         dummy_seed: int = 0,
+        dummy_routing: str = "model",
+        time_steps: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
         plugins: Sequence[str | os.PathLike[str]] | None = None,
@@ -95,6 +100,8 @@ class LLM:
             exact=exact,
             load_format=load_format,
             dummy_seed=dummy_seed,
+            dummy_routing=dummy_routing,
+            time_steps=time_steps,
             plugins=plugins,
         )
         with ProgressLine(enabled=wants_progress(progress)) as line:
@@ -200,7 +207,8 @@ class LLM:
         return self._session.plan()
 
     def stats(self) -> dict[str, Any]:
-        """The engine's counters: running and waiting requests, steps, pages in use."""
+        """The engine's counters: running and waiting requests, steps, pages in use; decode steps, and how many of those
+        were replayed from graphs; with time_steps microseconds of decode steps and of gaps between them."""
         return self._session.stats()
 
     def health(self) -> str | None:

@@ -75,6 +75,7 @@ def test_doctor(cli, monkeypatch, tmp_path):
     code, out, _ = cli("doctor", "--json")
     findings = {finding["name"]: finding for finding in json.loads(out)}
     assert {"processor", "threads", "memory", "runtime", "packages", "compiler", "cache", "gpu"} <= set(findings)
+    assert findings["gpu runtime"]["state"] in ("ok", "note")
     assert findings["AUTODEPLOY_TREADS"]["state"] == "note"
     assert str(tmp_path) in findings["cache"]["text"]
     assert code == any(finding["state"] == "bad" for finding in findings.values())

@@ -1,6 +1,7 @@
 // The device's queue, memory and graphs on the host: work runs when it is put into the queue, or is recorded.
 #include "runtime/cuda/device_api.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -31,6 +32,7 @@ DeviceInfo use_device(int index) {
   info.total_bytes = info.free_bytes = int64_t{4} << 30;
   info.max_shared_bytes = static_cast<int64_t>(simt::kMaxShared);
   info.can_overlap = true;
+  info.num_devices = 1;
   return info;
 }
 
@@ -49,11 +51,17 @@ PinnedMemory::PinnedMemory(int64_t bytes, const char* what) {
 }
 PinnedMemory::~PinnedMemory() { std::free(data_); }
 
-Event::Event(bool) {}
-Event::~Event() = default;
-void Event::record(Stream) {}
+// Work is done when it is put into the queue, so the host's clock tells the time of a mark.
+using Clock = std::chrono::steady_clock;
+Event::Event(bool) : event_(new Clock::time_point) {}
+Event::~Event() { delete static_cast<Clock::time_point*>(event_); }
+void Event::record(Stream) { *static_cast<Clock::time_point*>(event_) = Clock::now(); }
 void Event::wait() {}
-float Event::milliseconds_since(const Event&) const { return 0; }
+float Event::milliseconds_since(const Event& earlier) const {
+  const auto passed =
+      *static_cast<Clock::time_point*>(event_) - *static_cast<Clock::time_point*>(earlier.event_);
+  return std::chrono::duration<float, std::milli>(passed).count();
+}
 
 Graph::~Graph() { delete static_cast<Work*>(exec_); }
 void Graph::launch(Stream) const {
