@@ -1,5 +1,7 @@
 // rms_norm (Zhang and Sennrich 2019), layer_norm (Ba et al. 2016), and both with a residual addition before:
 // one block for each row.
+#include <type_traits>
+
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
@@ -75,10 +77,11 @@ void run_norm(const NormState& s, const KernelCall& call) {
   const LaunchConfig config{dim3(static_cast<unsigned>(a.x.rows)), dim3(kThreads), stream_of(call), 0, true};
   dispatch_act(s.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    if (s.weight_dtype == s.dtype)
-      launch(config, norm_kernel<T, T>, a);
-    else
-      launch(config, norm_kernel<T, float>, a);
+    dispatch_act(s.weight_dtype, [&](auto w) {
+      using W = typename decltype(w)::type;
+      if constexpr (std::is_same_v<T, W> || std::is_same_v<T, float> || std::is_same_v<W, float>)
+        launch(config, norm_kernel<T, W>, a);
+    });
   });
 }
 
@@ -103,9 +106,10 @@ std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, bool resi
   for (const auto* list : {&spec.in, &spec.out}) {
     for (const OperandSpec& o : *list) {
       if (!o.present || o.dtype == x.dtype ||
-          (list == &spec.in && o.dtype == DType::kF32 && o.shape.size() == 1))
+          (list == &spec.in && o.shape.size() == 1 && is_float(o.dtype) &&
+           (o.dtype == DType::kF32 || x.dtype == DType::kF32)))
         continue;
-      *why = "it takes operands of one float dtype, and weights of that or float32";
+      *why = "it takes operands of one float dtype, and weights of that or, where one of them is, float32";
       return nullptr;
     }
   }
