@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import random
 import shutil
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def write_bundle(
         if again or found is None or (found != key and not keep):
             run = functools.partial(_make, case, key, bundle, asked)
             todo.append(Job(case.name, case.name, run, {"name": case.name}))
+    random.Random(0).shuffle(todo)  # what a run that was ended has made is a sample of all kinds
     failed: list[Result] = []
 
     def done(job: Job, result: Result) -> str:

@@ -16,7 +16,7 @@ import torch
 from autodeploy.verify.reference import Expected, load_reference, whole_logits
 
 from .case import Case, class_names, source_hash, versions
-from .entry import ARTIFACT, Entry, Request, error_of
+from .entry import ARTIFACT, WORK, Entry, Request, error_of
 from .run_case import Ended, build_checkpoint, disagreement
 from .stages import Stages
 
@@ -37,7 +37,8 @@ def make_entry(
     """
     stages = Stages(show)
     result: dict[str, Any] = {"name": case.name, "key": key, "status": "fail"}
-    folder = Path(tempfile.mkdtemp(prefix=f".{case.model_type}-", dir=bundle))
+    (bundle / WORK).mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{case.model_type}-", dir=bundle / WORK))
     warnings.simplefilter("ignore")
     try:
         entry = _make(case, key, folder, asked, stages)

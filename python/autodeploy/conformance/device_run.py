@@ -45,8 +45,7 @@ def judge_bundle(
         ValueError: there are no such entries, or no such device.
     """
     machine = _machine(device)
-    folders = {p.parent.name: p.parent for p in sorted(bundle.glob(f"*/{FILE}"))}
-    folders |= {p.parent.name: p.parent for p in sorted(bundle.glob(f"*/{ARTIFACT}"))}
+    folders = {p.name: p for p in bundle.glob("*") if (p / FILE).exists() or (p / ARTIFACT).exists()}
     every = sorted(folders)
     names = [n for n in every if not only or any(fnmatch.fnmatchcase(n, pattern) for pattern in only)]
     if not names:

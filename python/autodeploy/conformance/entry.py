@@ -21,7 +21,7 @@ from autodeploy.verify.schedule import Feed
 
 FORMAT = 1
 FILE, ARTIFACT = "expected.json", "artifact"
-# Beside the entries: logs of what went wrong.
+# Beside the entries: what is being made, and logs of what went wrong.
 WORK = ".work"
 
 
