@@ -12,6 +12,8 @@ from .entry import ARTIFACT, read_entry
 from .stages import Stages
 
 PASS, FAIL, ERROR = "pass", "fail", "error"
+# Ops by which a model chooses experts or keys: near a tie, rounding chooses others, and a row differs as a whole.
+_SELECTIONS = ("topk", "sort")
 
 
 def judge_entry(
@@ -45,7 +47,10 @@ def _bench(folder: Path, device: str, result: dict[str, Any]) -> Bench:
     entry = read_entry(folder)
     result |= {name: entry.described[name] for name in ("class", "ops", "states", "versions", "source")}
     artifact = read_artifact(folder / ARTIFACT)
-    return Bench(entry, artifact.path, device, artifact.program.metadata.get("prefix_tokens", ()))
+    program = artifact.program
+    lists = [program.instructions, *(body.instructions for body in program.bodies)]
+    result["selects"] = any(i.op in _SELECTIONS for instructions in lists for i in instructions)
+    return Bench(entry, artifact.path, device, program.metadata.get("prefix_tokens", ()))
 
 
 def _judge(bench: Bench, stages: Stages, checks: dict[str, Any]) -> None:

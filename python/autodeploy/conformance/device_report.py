@@ -24,12 +24,19 @@ def summary(results: Mapping[str, Result]) -> str:
 
 def _rows(results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
     rows = []
-    for letter, name in NAMES.items():
-        checks = [r["checks"][letter] for r in results.values() if letter in r.get("checks", {})]
+    groups = [(letter, letter, name, list(results.values())) for letter, name in NAMES.items()]
+    # Where rounding to bfloat16 chooses other experts or keys, errors are as large as logits, here and there.
+    place = list(NAMES).index("f") + 1
+    for chooses, what in ((True, "of them models that choose experts or keys"), (False, "and those that do not")):
+        group = [r for r in results.values() if bool(r.get("selects")) == chooses]
+        groups.insert(place, ("f", "", what, group))
+        place += 1
+    for letter, shown, name, some in groups:
+        checks = [r["checks"][letter] for r in some if letter in r.get("checks", {})]
         if not checks:
             continue
         ties = sum(c.get("ties", 0) + c.get("selection_ties", 0) for c in checks)
-        rows.append((letter, name, f"{sum(c['ok'] for c in checks)} of {len(checks)}", _worst(checks), ties or ""))
+        rows.append((shown, name, f"{sum(c['ok'] for c in checks)} of {len(checks)}", _worst(checks), ties or ""))
     return rows
 
 

@@ -94,7 +94,7 @@ def test_a_device_passes(device: str, bundle: Path, tmp_path: Path, capfd: pytes
     else:
         assert all(r["checks"]["g"]["steps"] > 3 and r["checks"]["h"]["steps"] > 1 for r in results.values())
         assert all(0 < x < 3 for r in results.values() for x in r["checks"]["f"]["ratios"]["loaded"].values())
-        assert all(r["kernels"] for r in results.values())
+        assert all(r["kernels"] and not r["selects"] for r in results.values())
 
 
 def test_a_wrong_expectation_and_a_damaged_artifact_are_found(copy: Path, tmp_path: Path) -> None:
@@ -187,7 +187,13 @@ def test_the_page_takes_a_whole_run_only(tmp_path: Path) -> None:
     bad = {"ok": False, "ratios": {"loaded": {"max": 1.25, "mean": 0.5}}}
     results = {
         "x": {"status": "pass", "checks": {"a": good}, "ops": {"linear": 2}, "kernels": ["linear.tiles"]},
-        "y": {"status": "fail", "checks": {"a": good, "f": bad}, "ops": {"linear": 1}, "kernels": ["linear.tiles"]},
+        "y": {
+            "status": "fail",
+            "selects": True,
+            "checks": {"a": good, "f": bad},
+            "ops": {"linear": 1},
+            "kernels": ["linear.tiles"],
+        },
     }
     data = {"device": "cuda", "machine": {"name": "A GPU"}, "results": results}
     with pytest.raises(ValueError, match="without z"):
@@ -200,6 +206,8 @@ def test_the_page_takes_a_whole_run_only(tmp_path: Path) -> None:
         assert text.startswith("# Conformance\n\n## Last\n\nkept\n\n## On a GPU\n\nThe listed cases on A GPU")
         assert "**1** of 2 pass everything, with 1 ops by 1 kernels" in text
         assert "| y | f: error as a part of that of transformers in bfloat16: max 1.25, mean 0.5 |" in text
+        assert "of them models that choose experts or keys | 0 of 1 |" in text
+        assert "and those that do not" not in text
         assert "old" not in text
     assert section_of(text) == text[text.index("## On a GPU") :].rstrip()
     assert "1 of 2 cases pass" in summary(results)
