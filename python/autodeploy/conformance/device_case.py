@@ -82,6 +82,8 @@ def why(check: dict[str, Any]) -> str:
     """Why a check is not ok, in a few words."""
     if "error" in check:
         return str(check["error"])
+    if "unjudged" in check:
+        return "logits that are not finite"
     if "ratios" in check:
         judged = check["ratios"].get("loaded") or check["ratios"].get("cast") or {}
         shown = ", ".join(f"{what} {ratio:.3g}" for what, ratio in judged.items())

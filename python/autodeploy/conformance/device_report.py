@@ -35,8 +35,12 @@ def _rows(results: Mapping[str, Result]) -> list[tuple[Any, ...]]:
         checks = [r["checks"][letter] for r in some if letter in r.get("checks", {})]
         if not checks:
             continue
+        judged = [c for c in checks if "unjudged" not in c]
+        passed = f"{sum(c['ok'] for c in judged)} of {len(judged)}"
+        if len(judged) < len(checks):
+            passed += f", {len(checks) - len(judged)} not judged"
         ties = sum(c.get("ties", 0) + c.get("selection_ties", 0) for c in checks)
-        rows.append((shown, name, f"{sum(c['ok'] for c in checks)} of {len(checks)}", _worst(checks), ties or ""))
+        rows.append((shown, name, passed, _worst(checks), ties or ""))
     return rows
 
 
@@ -45,7 +49,8 @@ def _worst(checks: Sequence[Mapping[str, Any]]) -> str:
     ratios = [c["ratios"]["loaded"] for c in checks if c.get("ratios", {}).get("loaded")]
     if ratios:
         parts = [f"{part} {_spread([r[part] for r in ratios])}" for part in ("max", "mean")]
-        return f"error over that of transformers: {'; '.join(parts)}"
+        alone = sum(r["mean"] <= 1 for r in ratios)
+        return f"error over that of transformers: {'; '.join(parts)}; {alone} of {len(ratios)} by the mean alone"
     if any("steps" in c for c in checks):
         return f"{sum(c.get('wrong', 0) for c in checks)} of {sum(c.get('rows', 0) for c in checks)} rows differ"
     errors = [c["worst_error"] for c in checks if c.get("worst_error")]

@@ -147,6 +147,11 @@ def test_an_error_of_one_check_leaves_the_others(device: str, copy: Path, monkey
     assert "e: RuntimeError: a launch failed" in result["reason"]
     assert result["checks"]["f"]["ratios"]["loaded"]["max"] > 1e3
     assert "f: error as a part of" in result["reason"]
+    change(copy / CASES[0], eager={way: {"error": "no kernel"} for way in ("loaded", "cast")})
+    result = judge_entry(copy / CASES[0], device, "")
+    assert result["checks"]["f"]["ok"]
+    assert "loaded: no kernel" in result["checks"]["f"]["unjudged"]
+    assert "0 of 0, 1 not judged" in summary({"x": result})
 
 
 class Zeros:
