@@ -1,5 +1,7 @@
 // rms_norm (Zhang and Sennrich 2019), layer_norm (Ba et al. 2016), and both with a residual addition before:
 // one block for each row. Where rows allow it, a thread loads 16 bytes at a time and keeps them in registers.
+#include <type_traits>
+
 #include "kernels/cuda/spec.h"
 
 namespace autodeploy::cuda {
@@ -107,8 +109,9 @@ __global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
   for (int i = 0; i < kPacks; ++i) {
     const int at = first + i * kThreads;
     if (at >= packs) break;
-    using Weights = Pack<W, 16 / static_cast<int>(sizeof(W))>;
-    constexpr int kPerWeights = 16 / static_cast<int>(sizeof(W));
+    constexpr int kPerWeights =
+        16 / static_cast<int>(sizeof(W)) < kPer ? 16 / static_cast<int>(sizeof(W)) : kPer;
+    using Weights = Pack<W, kPerWeights>;
     P result;
 #pragma unroll
     for (int k = 0; k < kPer; k += kPerWeights) {
@@ -116,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
       if (weight) w = *reinterpret_cast<const Weights*>(weight + at * kPer + k);
       if (bias) b = *reinterpret_cast<const Weights*>(bias + at * kPer + k);
 #pragma unroll
-      for (int j = 0; j < kPerWeights && j < kPer; ++j) {
+      for (int j = 0; j < kPerWeights; ++j) {
         float v = (to_float(held[i].x[k + j]) - mean) * scale;
         if (weight) v *= (a.layer ? 0.0f : a.offset) + to_float(w.x[j]);
         if (bias) v += to_float(b.x[j]);
@@ -181,10 +184,11 @@ void run_norm(const NormState& s, const KernelCall& call) {
   const LaunchConfig config{dim3(static_cast<unsigned>(a.x.rows)), dim3(kThreads), stream_of(call), 0, true};
   dispatch_act(s.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
-    if (s.weight_dtype == s.dtype)
-      launch_norm<T, T>(config, a);
-    else
-      launch_norm<T, float>(config, a);
+    dispatch_act(s.weight_dtype, [&](auto w) {
+      using W = typename decltype(w)::type;
+      if constexpr (std::is_same_v<T, W> || std::is_same_v<T, float> || std::is_same_v<W, float>)
+        launch_norm<T, W>(config, a);
+    });
   });
 }
 
@@ -209,9 +213,10 @@ std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, bool resi
   for (const auto* list : {&spec.in, &spec.out}) {
     for (const OperandSpec& o : *list) {
       if (!o.present || o.dtype == x.dtype ||
-          (list == &spec.in && o.dtype == DType::kF32 && o.shape.size() == 1))
+          (list == &spec.in && o.shape.size() == 1 && is_float(o.dtype) &&
+           (o.dtype == DType::kF32 || x.dtype == DType::kF32)))
         continue;
-      *why = "it takes operands of one float dtype, and weights of that or float32";
+      *why = "it takes operands of one float dtype, and weights of that or, where one of them is, float32";
       return nullptr;
     }
   }

@@ -138,7 +138,8 @@ BatchResult CudaModelRunner::wait() {
     result.fatal = true;
     return result;
   }
-  result.rows = sampler_.collect(flights_[slot].num_rows, slot);
+  // Without rows nothing was downloaded: the slot holds those of an earlier step.
+  if (flights_[slot].num_rows > 0) result.rows = sampler_.collect(flights_[slot].num_rows, slot);
   return result;
 }
 

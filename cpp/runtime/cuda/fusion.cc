@@ -54,6 +54,7 @@ class Fusion {
       if (list[i].op != "linear" || taken[i] || !whole_weight(list[i])) continue;
       size_t norm = norm_before(i), region = region_after(i);
       if (norm != kNone && taken[norm]) norm = kNone;
+      if (region != kNone && taken[region]) region = kNone;  // it may add two linears
       for (const auto& [n, r] : {std::pair{norm, region}, {kNone, region}, {norm, kNone}}) {
         if (n == kNone && r == kNone) continue;
         InstructionSpec composite = compose(n, i, r);

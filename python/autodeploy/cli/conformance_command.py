@@ -23,7 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="run nothing; write the page from stored results")
     parser.add_argument("--doc", type=Path, metavar="FILE", help="the page; after a whole run docs/conformance.md")
     parser.add_argument("--update-list", action="store_true", help="list everything that passes in the data file")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="print the results as JSON, or write them to FILE"
+    )
+    device = parser.add_argument_group("on another device", "listed cases travel to it in a folder")
+    device.add_argument("--bundle", type=Path, metavar="DIR", help="write DIR: compiled models, and what is expected")
+    device.add_argument("--from-bundle", type=Path, metavar="DIR", help="judge the models of DIR")
+    device.add_argument("--device", default="cuda", help="of --from-bundle: cuda (default), cuda-emulated or cpu")
+    device.add_argument(
+        "--device-report", type=Path, metavar="FILE", help="put a whole run's --json FILE into the page; run nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,9 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs < 1 or args.fresh < 0 or args.timeout <= 0:
         raise ValueError("[conformance] expected --jobs of at least 1, --fresh of at least 0 and a --timeout above 0")
+    only = [name for text in args.only for name in text.split(",")]
+    if args.bundle or args.from_bundle or args.device_report:
+        return _on_device(args, only)
     options = Options(
         work=(args.work or cache_root() / "conformance").absolute(),
-        only=[name for text in args.only for name in text.split(",")],
+        only=only,
         jobs=args.jobs,
         seed=args.seed,
         overrides=dict(_setting(text) for text in args.set),
@@ -47,9 +59,37 @@ def run(args: argparse.Namespace) -> int:
         update_list=args.update_list,
     )
     code, results = conformance(options)
-    if args.json:
+    if args.json == "-":
         print(json.dumps(results, indent=1))
+    elif args.json:
+        Path(args.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return code
+
+
+def _on_device(args: argparse.Namespace, only: list[str]) -> int:
+    if sum(bool(x) for x in (args.bundle, args.from_bundle, args.device_report)) > 1:
+        raise ValueError("[conformance] expected one of --bundle, --from-bundle and --device-report, found several")
+    if args.seed or args.set or args.fresh or args.report or args.update_list:
+        raise ValueError("[conformance] a bundle is of the listed cases: leave out --seed, --set, --fresh and --report")
+    if args.bundle:
+        from autodeploy.conformance.bundle import write_bundle
+
+        limits = {"jobs": args.jobs, "timeout": args.timeout}
+        return write_bundle(args.bundle.absolute(), only, again=args.again, keep=args.keep_passes, **limits)
+    from autodeploy.conformance.device_run import judge_bundle, report
+
+    if args.device_report:
+        return report(args.device_report, args.doc)
+    return judge_bundle(
+        args.from_bundle.absolute(),
+        args.device,
+        only,
+        jobs=args.jobs,
+        timeout=args.timeout,
+        again=args.again,
+        file=None if args.json in (None, "-") else Path(args.json),
+        show_json=args.json == "-",
+    )
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -56,11 +56,14 @@ class Case:
         digest = "" if not any(what) else "-" + hashlib.sha256(_json(what)).hexdigest()[:10]
         return f"{self.label + '-' if self.label else ''}{self.name}-{self.seed}{digest}.json"
 
-    def key(self) -> str:
-        """What the result depends on: this case, its rules, the versions of the libraries, and our sources."""
+    def key(self, native: bool = True) -> str:
+        """What the result depends on: this case, its rules, the versions of the libraries, and our sources.
+
+        native: False leaves out the runtime, for what it has no part in.
+        """
         rules = load_rules()
         own = {name: rules["overrides"].get(name, rules["variants"].get(name)) for name in (self.name, self.model_type)}
-        facts = [vars(self), own, rules["fields"], rules["periods"], versions(), source_hash()]
+        facts = [vars(self), own, rules["fields"], rules["periods"], versions(), source_hash(native)]
         return hashlib.sha256(_json(facts)).hexdigest()[:16]
 
 
@@ -103,12 +106,12 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def source_hash() -> str:
-    """A hash of the compiler's and the runtime's code."""
+def source_hash(native: bool = True) -> str:
+    """A hash of the compiler's code and, with `native`, of the runtime's."""
     root = Path(autodeploy.__file__).parent
     files = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _ASIDE)
-    native = os.environ.get("AUTODEPLOY_NATIVE_DIR")
-    files += sorted(Path(native or root).glob("_native*.so"))
+    if native:
+        files += sorted(Path(os.environ.get("AUTODEPLOY_NATIVE_DIR") or root).glob("_native*.so"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import numpy as np
 import torch
 
 from autodeploy.artifact import Artifact
@@ -15,12 +14,14 @@ from autodeploy.testing.tolerances import LOGITS_TOLERANCE, TIE_TOLERANCE
 from autodeploy.verify.backends import RuntimeBackend, limits_of
 from autodeploy.verify.bisect import find_culprit
 from autodeploy.verify.checks import InterpreterBackend, run_check
+from autodeploy.verify.judge import gap_of
 from autodeploy.verify.params import load_params
 from autodeploy.verify.reference import Expected, expect
 from autodeploy.verify.report import Check, Report, Wrong
 from autodeploy.verify.schedule import Feed, PlannedStep, ragged, whole_prompts
 
-from .doubts import Doubts, Judged, rounding
+from .doubts import Doubts, rounding
+from .judged import Judged
 from .selections import first_tie
 
 NEW_TOKENS = 48
@@ -39,22 +40,6 @@ NAMES = {
     "d": "requests join and leave",
     "e": "the engine: scheduler, pages and sampler",
 }
-
-
-def to_json(judged: Judged) -> dict[str, Any]:
-    """A check's result as a row of the report needs it."""
-    c = judged.check
-    return {
-        "ok": judged.ok,
-        "rows": c.rows,
-        "tokens": c.tokens,
-        "ties": c.ties,
-        "selection_ties": judged.selections,
-        "roundings": judged.roundings,
-        "worst_error": float(min(c.worst_error, 1e30)),
-        "wrong": len(c.wrong),
-        "first_wrong": [[w.request, w.position, w.what] for w in c.wrong[:3]],
-    }
 
 
 def prompts(vocab_size: int, longest: int | None, seed: int) -> list[tuple[list[int], int]]:
@@ -135,43 +120,52 @@ def _blame(
 
 def judge_engine(artifact: Artifact, doubts: Doubts) -> Judged:
     """Check e: the tokens that the engine makes by itself. Behind a tie it is not followed."""
+    expected = doubts.expected
+    feeds = [e.feed for e in expected]
+    made = engine_tokens(artifact.path, feeds)
+    check = compare_tokens(made, feeds, lambda request, position: gap_of(expected[request].logits[position]))
+    return doubts.judge(check, tokens_only=True)
+
+
+def engine_tokens(artifact: Path, feeds: Sequence[Feed], device: str = "cpu") -> list[list[int]]:
+    """Greedy tokens of the engine in float32, for all prompts together."""
     from autodeploy.llm import LLM, SamplingParams
 
-    expected = doubts.expected
-    check = Check(NAMES["e"], tolerance=LOGITS_TOLERANCE)
-    longest = max(len(e.feed.prompt) + len(e.feed.following) for e in expected)
+    longest = max(len(feed.prompt) + len(feed.following) for feed in feeds)
     params = [
-        SamplingParams(temperature=0, max_tokens=len(e.feed.following), ignore_eos=True, repetition_penalty=1.0)
-        for e in expected
+        SamplingParams(temperature=0, max_tokens=len(feed.following), ignore_eos=True, repetition_penalty=1.0)
+        for feed in feeds
     ]
     with LLM(
-        artifact.path,
+        artifact,
         max_seq_len=longest,
         max_num_seqs=_SEQUENCES,
         max_batch_tokens=16,
         cache_memory="64MiB",
         threads=1,
+        device=device,
+        dtype="float32",
         exact=True,
         progress=False,
     ) as llm:
-        made = llm.generate([list(e.feed.prompt) for e in expected], params, progress=False)
-    for request, (output, e) in enumerate(zip(made, expected, strict=True)):
-        tokens = [int(t) for t in output.outputs[0].token_ids]
+        made = llm.generate([list(feed.prompt) for feed in feeds], params, progress=False)
+    return [[int(t) for t in output.outputs[0].token_ids] for output in made]
+
+
+def compare_tokens(made: Sequence[Sequence[int]], feeds: Sequence[Feed], gap: Callable[[int, int], float]) -> Check:
+    """The engine's tokens with the reference's; `gap` is told request and position, and is as in `judge_token`."""
+    check = Check(NAMES["e"], tolerance=LOGITS_TOLERANCE)
+    for request, (tokens, feed) in enumerate(zip(made, feeds, strict=True)):
         check.rows += len(tokens)
         check.tokens += len(tokens)
-        if len(tokens) != len(e.feed.following):
-            check.wrong.append(Wrong(request, 0, f"expected {len(e.feed.following)} tokens, found {len(tokens)}"))
-        for place, (token, right) in enumerate(zip(tokens, e.feed.following, strict=False)):
+        if len(tokens) != len(feed.following):
+            check.wrong.append(Wrong(request, 0, f"expected {len(feed.following)} tokens, found {len(tokens)}"))
+        for place, (token, right) in enumerate(zip(tokens, feed.following, strict=False)):
             if token != right:
-                position = len(e.feed.prompt) - 1 + place
-                if _gap(e.logits[position]) <= TIE_TOLERANCE:
+                position = len(feed.prompt) - 1 + place
+                if gap(request, position) <= TIE_TOLERANCE:
                     check.ties += 1
                 else:
                     check.wrong.append(Wrong(request, position, f"expected token {right}, found {token}"))
                 break
-    return doubts.judge(check, tokens_only=True)
-
-
-def _gap(logits: np.ndarray) -> float:
-    second, first = np.sort(logits)[-2:]
-    return float(first - second) / (float(np.abs(logits).max()) or 1.0)
+    return check

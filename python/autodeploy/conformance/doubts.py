@@ -15,29 +15,16 @@ import torch
 
 from autodeploy.testing.compare import relative_error
 from autodeploy.verify.reference import Expected
-from autodeploy.verify.report import Check, Wrong
+from autodeploy.verify.report import Check
 from autodeploy.verify.stable_topk import StableTopk
 
+from .judged import Judged, leave_room
 from .selections import first_tie
 
 # Two float32 passes, each with an error of its own, against one error that was measured.
 _ROUNDINGS = 3.0
 # A pass in float64 that is further away than this went another way: it says nothing about rounding.
 _MOST = 1e-3
-
-
-@dataclass
-class Judged:
-    """A check's result without the rows that are not to be judged: `selections` of them lie behind a tie within the
-    reference's own selections, `roundings` have the right token, and logits within the reference's own rounding."""
-
-    check: Check
-    selections: int = 0
-    roundings: int = 0
-
-    @property
-    def ok(self) -> bool:
-        return self.check.ok
 
 
 @dataclass
@@ -62,25 +49,8 @@ class Doubts:
         return self._roundings[request]
 
     def judge(self, check: Check, tokens_only: bool) -> Judged:
-        """Takes out of `check` what is not wrong for certain.
-
-        tokens_only: its logits need not agree within the tolerance where the reference's own do not either. A check of
-        which fewer than half of the rows are left says too little, and stays wrong.
-        """
-        selections, roundings, left = set(), set(), []
-        for w in check.wrong:
-            tie = self.first_tie(w.request)
-            if tie is not None and w.position >= tie:
-                selections.add((w.request, w.position))
-            elif tokens_only and w.error is not None and w.error <= self.rounding(w.request):
-                roundings.add((w.request, w.position))
-            else:
-                left.append(w)
-        if len(selections) > check.rows // 2:
-            found = f"{len(selections)} of {check.rows} rows differ behind a tie in the model's own selections"
-            left.append(Wrong(0, 0, f"{found}: take another seed"))
-        check.wrong[:] = left
-        return Judged(check, len(selections), len(roundings))
+        """Takes out of `check` what is not wrong for certain (see `leave_room`)."""
+        return leave_room(check, tokens_only, self.first_tie, self.rounding)
 
 
 def rounding(model: torch.nn.Module, expected: Expected) -> float:

@@ -89,10 +89,12 @@ def _summary(
     sources = {r.get("source") for r in results.values()}
     if len(sources) > 1:
         rows.append(("states of the sources that results are of", len(sources)))
-    return _rows(("", ""), rows)
+    return table(("", ""), rows)
 
 
-def _rows(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown."""
+
     def line(cells: Sequence[Any]) -> str:
         return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
@@ -104,7 +106,7 @@ def _table(results: Mapping[str, Result]) -> str:
     for name, r in sorted(results.items()):
         marks = [_mark(r, letter) for letter in _CHECKS]
         rows.append((name, f"`{r['class']}`", _ops(r), *marks, _ties(r) or "", _seconds(r)))
-    return _rows(("type", "class", "canonical ops", *_CHECKS, "ties", "compile s"), rows)
+    return table(("type", "class", "canonical ops", *_CHECKS, "ties", "compile s"), rows)
 
 
 def _mark(r: Result, letter: str) -> str:
@@ -142,7 +144,7 @@ def reason(r: Result) -> str:
 def _failures(results: Mapping[str, Result], remarks: Mapping[str, str]) -> str:
     failed = [(n, r) for n, r in sorted(results.items()) if r["status"] != "pass"]
     rows = [(n, r.get("stage", ""), r["status"], remarks.get(n, ""), reason(r)) for n, r in failed]
-    return _rows(("type", "stage", "status", "why", "what was found"), rows) if rows else "Nothing."
+    return table(("type", "stage", "status", "why", "what was found"), rows) if rows else "Nothing."
 
 
 def _others(results: Mapping[str, Result], kinds: Mapping[str, str], remarks: Mapping[str, str]) -> str:
@@ -150,7 +152,7 @@ def _others(results: Mapping[str, Result], kinds: Mapping[str, str], remarks: Ma
     for name, r in sorted(results.items()):
         said = f"passes: {_ops(r)}" if r["status"] == "pass" else f"{r['status']}: {remarks.get(name) or reason(r)}"
         rows.append((name, f"`{r['class']}`" if r["class"] else "", kinds[name], said))
-    return _rows(("type", "class", "kind", "the compiler says"), rows)
+    return table(("type", "class", "kind", "the compiler says"), rows)
 
 
 def _fresh(results: Sequence[Result]) -> str:
@@ -165,13 +167,13 @@ def _fresh(results: Sequence[Result]) -> str:
     bad = [r for r in results if r["status"] != "pass"]
     if bad:
         rows = [(r["name"], r["case"]["seed"], r["status"], reason(r)) for r in bad]
-        lines.append(_rows(("type", "seed", "status", "reason"), rows))
+        lines.append(table(("type", "seed", "status", "reason"), rows))
     return "\n\n".join(lines)
 
 
 def _references(references: Mapping[str, Any]) -> str:
     rows = [(n, e["trusted"], e["reason"]) for n, e in sorted(references.items())]
-    return _rows(("type", "what counts", "why"), rows) if rows else "Nowhere."
+    return table(("type", "what counts", "why"), rows) if rows else "Nowhere."
 
 
 def _unused(results: Mapping[str, Result]) -> str:
@@ -181,4 +183,4 @@ def _unused(results: Mapping[str, Result]) -> str:
         if unused.get("count"):
             shown = ", ".join(f"`{k}` {v}" for k, v in unused["prefixes"].items())
             rows.append((name, unused["count"], shown))
-    return _rows(("type", "tensors", "by prefix"), rows) if rows else "Every tensor of every checkpoint is used."
+    return table(("type", "tensors", "by prefix"), rows) if rows else "Every tensor of every checkpoint is used."

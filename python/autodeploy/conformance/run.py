@@ -5,17 +5,16 @@ from __future__ import annotations
 import fnmatch
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autodeploy.llm.progress import ProgressLine, wants_progress
-
 from .case import CONFORMANCE_FILE, Case, all_names, load_facts, make_case
+from .device_report import section_of, with_section
 from .fresh import LABEL, fresh_cases
-from .pool import run_cases
+from .pool import Job, case_job, log_name
+from .progress import run_shown, seconds_of
 from .render import reason, render
 from .store import Result, Store
 
@@ -97,38 +96,23 @@ def _run(cases: Sequence[Case], store: Store, options: Options) -> list[Result]:
             results[case.file_name] = known
     if results:
         print(f"{len(results)} results found in {store.root}", file=sys.stderr)
-    begin = time.monotonic()
-    with ProgressLine(enabled=wants_progress() and sys.stderr.isatty()) as line:
+    named = {log_name(case): case for case in todo}
 
-        def show(running: str) -> None:
-            done = len(results) - (len(cases) - len(todo))
-            line.show(f"{_bar(len(results), len(cases))} {_left(begin, done, len(todo))} {running}"[:150])
+    def done(job: Job, result: Result) -> str:
+        case = named[job.log]
+        store.save(case, result)
+        results[case.file_name] = result
+        return _line(case, result)
 
-        for case, result in run_cases(todo, store.scratch, jobs=options.jobs, timeout=options.timeout, show=show):
-            store.save(case, result)
-            results[case.file_name] = result
-            line.clear()
-            print(f"{len(results):4} of {len(cases)}  {_line(case, result)}", file=sys.stderr, flush=True)
+    made = [case_job(case, store.scratch) for case in todo]
+    run_shown(made, store.scratch, len(results), done, jobs=options.jobs, timeout=options.timeout)
     return [results[c.file_name] for c in cases]
 
 
-def _bar(done: int, count: int, width: int = 24) -> str:
-    full = width * done // max(count, 1)
-    return f"[{'=' * full}{' ' * (width - full)}] {done}/{count}"
-
-
-def _left(begin: float, done: int, count: int) -> str:
-    if not done:
-        return ""
-    seconds = (time.monotonic() - begin) / done * (count - done)
-    return f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
-
-
 def _line(case: Case, r: Result) -> str:
-    seconds = sum(v for k, v in r.get("seconds", {}).items() if not k.endswith("cpu"))
     name = f"{case.name} seed {case.seed}" if case.label else case.name
     text = "" if r["status"] == "pass" else f": {r.get('stage', '')}: {reason(r)}"
-    return f"{r['status']:7} {seconds:5.1f} s  {name}{text}"
+    return f"{r['status']:7} {seconds_of(r):5.1f} s  {name}{text}"
 
 
 def _write_page(store: Store, page: Path) -> None:
@@ -140,7 +124,8 @@ def _write_page(store: Store, page: Path) -> None:
     results = {name: r for name, r in found.items() if r is not None}
     if not results:
         raise ValueError(f"[conformance] expected results in {store.root}, found none: run it without --report")
-    page.write_text(render(results, store.labelled(LABEL)), encoding="utf-8")
+    kept = section_of(page.read_text(encoding="utf-8")) if page.exists() else None
+    page.write_text(with_section(render(results, store.labelled(LABEL)), kept), encoding="utf-8")
     print(f"written: {page}", file=sys.stderr)
 
 

@@ -7,16 +7,15 @@ import dataclasses
 import resource
 import shutil
 import tempfile
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .case import Case, class_names, source_hash, versions
 from .fresh import draw_sizes
+from .stages import Stages
 
 # How often the sizes of a generated case are drawn; the last draw changes nothing.
 _DRAWS = 8
@@ -25,7 +24,7 @@ _DRAWS = 8
 PASS, FAIL, REFUSED, UNBUILT = "pass", "fail", "refused", "unbuilt"
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The case ends here with this status and reason."""
 
     def __init__(self, status: str, reason: str) -> None:
@@ -33,32 +32,12 @@ class _Ended(Exception):
         self.status, self.reason = status, reason
 
 
-class _Stages:
-    """Seconds of each stage, and which one is running; `show` is told its name."""
-
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self.current = ""
-        self._show = show
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self.current = name
-        self._show(name)
-        wall, cpu = time.perf_counter(), time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - wall, 3)
-            self.seconds[f"{name} cpu"] = round(time.process_time() - cpu, 3)
-
-
 def run_case(case: Case, work: Path, show: Callable[[str], None] = lambda stage: None) -> dict[str, Any]:
     """Runs a case and returns its result, which says everything: nothing is raised but Ctrl-C.
 
     `work`: a folder for the checkpoint and the artifact, which are removed in the end.
     """
-    stages = _Stages(show)
+    stages = Stages(show)
     result: dict[str, Any] = {
         "name": case.name,
         "class": class_names().get(case.model_type, ""),
@@ -72,7 +51,7 @@ def run_case(case: Case, work: Path, show: Callable[[str], None] = lambda stage:
     warnings.simplefilter("ignore")
     try:
         _run(case, folder, stages, result)
-    except _Ended as end:
+    except Ended as end:
         result["status"], result["reason"] = end.status, end.reason
     except Exception as e:
         result["reason"] = f"{type(e).__name__}: {' '.join(str(e).split())}"
@@ -85,19 +64,19 @@ def run_case(case: Case, work: Path, show: Callable[[str], None] = lambda stage:
     return result
 
 
-def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> None:
+def _run(case: Case, folder: Path, stages: Stages, result: dict[str, Any]) -> None:
     from autodeploy import compile as compiler
     from autodeploy.artifact import read_artifact
     from autodeploy.capture.source import resolve_source
     from autodeploy.verify.checks import trusted_way
     from autodeploy.verify.reference import load_reference
 
-    from .checks import expectations, judge_engine, judge_steps, prompts, to_json
+    from .checks import expectations, judge_engine, judge_steps, prompts
     from .doubts import Doubts
 
     checkpoint, out = folder / "checkpoint", folder / "artifact"
     with stages("build"):
-        case = _build(case, checkpoint)
+        case = build_checkpoint(case, checkpoint)
         result["case"] = vars(case)
     with stages("compile"):
         try:
@@ -105,7 +84,7 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
             compiled = compiler.build(source)
             compiler.write(compiled, out)
         except ValueError as e:
-            raise _Ended(REFUSED, " ".join(str(e).split())) from e
+            raise Ended(REFUSED, " ".join(str(e).split())) from e
     _describe(compiled, result)
     artifact = read_artifact(out)
     with stages("reference"):
@@ -115,13 +94,13 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
         trusted = case.trusted if case.trusted != "generate" else trusted_way(artifact)
         expected, wrong = expectations(model, asked, trusted)
         if wrong:
-            raise _Ended(FAIL, _disagreement(wrong))
+            raise Ended(FAIL, disagreement(wrong))
     doubts = Doubts(model, expected)
     with stages("run"):
         judged, result["blame"] = judge_steps(artifact, doubts)
-        result["checks"] = {letter: to_json(j) for letter, j in judged.items()}
+        result["checks"] = {letter: j.to_json() for letter, j in judged.items()}
     with stages("engine"):
-        result["checks"]["e"] = to_json(judge_engine(artifact, doubts))
+        result["checks"]["e"] = judge_engine(artifact, doubts).to_json()
     wrong = [letter for letter, check in result["checks"].items() if not check["ok"]]
     result["status"] = FAIL if wrong else PASS
     if wrong:
@@ -130,7 +109,7 @@ def _run(case: Case, folder: Path, stages: _Stages, result: dict[str, Any]) -> N
         result["reason"] = "; ".join([f"{', '.join(wrong)} wrong: {what}", *result["blame"]])
 
 
-def _build(case: Case, checkpoint: Path) -> Case:
+def build_checkpoint(case: Case, checkpoint: Path) -> Case:
     """Writes the checkpoint, and returns the case with the sizes that it has.
 
     What sizes a type takes is for transformers to say: a generated case that it cannot build or run is drawn again.
@@ -147,7 +126,7 @@ def _build(case: Case, checkpoint: Path) -> Case:
             shutil.rmtree(checkpoint, ignore_errors=True)
             if not case.sizes or attempt == _DRAWS:
                 found = f"{type(e).__name__}: {' '.join(str(e).split())[:400]}"
-                raise _Ended(UNBUILT, f"transformers does not build a tiny one: {found}") from e
+                raise Ended(UNBUILT, f"transformers does not build a tiny one: {found}") from e
             case = dataclasses.replace(case, sizes=draw_sizes(case.seed, attempt))
     raise AssertionError("the last draw returns or raises")
 
@@ -162,7 +141,8 @@ def _try_out(checkpoint: Path) -> None:
         load_reference(checkpoint)(input_ids=torch.tensor([[9, 8, 11, 10, 9, 12, 8]]))
 
 
-def _disagreement(wrong: list[str]) -> str:
+def disagreement(wrong: list[str]) -> str:
+    """Why a case ends where `expectations` found something."""
     return (
         "transformers disagrees with itself: logits of generation with its cache differ from those of one pass by more "
         f"than rounding ({'; '.join(wrong)}); find out which is right, and say so in the data file's references"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class RuntimeBackend:
     """The C++ runtime as a backend.
 
     `exact` forbids 8-bit activations; with `poison` no values share memory, and each is NaN until it is written.
+    `device`, `act` and `replay` are those of the extension module's Runner.
     """
 
     def __init__(
@@ -54,17 +55,23 @@ class RuntimeBackend:
         exact: bool = True,
         poison: bool = False,
         plugins: Sequence[str] = (),
+        device: str = "cpu",
+        act: str = "float32",
+        replay: bool = False,
     ) -> None:
         from autodeploy._load_native import load_native
 
         self.name = f"runtime, {num_threads} thread{'s' if num_threads > 1 else ''}{'' if exact else ', int8'}"
-        more = {"plugins": list(plugins)} if plugins else {}
+        more: dict[str, Any] = {"plugins": list(plugins)} if plugins else {}
+        if device != "cpu":
+            self.name = f"{device}, {act}{', replayed' if replay else ''}"
+            more |= {"device": device, "act": act, "replay": replay}
         self.runner = load_native().Runner(
             str(artifact), num_threads=num_threads, exact=exact, poison=poison, **limits, **more
         )
 
     def step(self, planned: PlannedStep) -> Logits:
-        return self._run(planned, [])["logits"]
+        return as_float32(self._run(planned, [])["logits"])
 
     def tapped(self, planned: PlannedStep, values: Iterable[int]) -> dict[int, NDArray]:
         """Values of a step by their index in the Program; those that only live inside a kernel are missing."""
@@ -88,6 +95,13 @@ class RuntimeBackend:
             taps=taps,
             prompt_len=np.array(batch.prompt_len, np.int32),
         )
+
+
+def as_float32(logits: NDArray) -> Logits:
+    """Logits in float32; uint16 are the bits of bfloat16."""
+    if logits.dtype == np.uint16:
+        return (logits.astype(np.uint32) << 16).view(np.float32)
+    return logits.astype(np.float32, copy=False)
 
 
 def step_inputs(planned: PlannedStep) -> dict[str, torch.Tensor]:

@@ -31,8 +31,8 @@ class Expected:
     drift: float = 0.0
 
 
-def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Module:
-    """The model of a checkpoint folder or GGUF file in float32; transformers dequantizes quantized weights."""
+def load_reference(path: Path, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """The model of a checkpoint folder or GGUF file; transformers dequantizes quantized weights."""
     from transformers import AutoConfig
     from transformers.utils import logging
 
@@ -42,7 +42,7 @@ def load_reference(path: Path, trust_remote_code: bool = False) -> torch.nn.Modu
     try:
         options = {"trust_remote_code": trust_remote_code, "local_files_only": True, **more}
         config = AutoConfig.from_pretrained(folder, **options)
-        model = auto_class(config).from_pretrained(folder, dtype=torch.float32, **options)
+        model = auto_class(config).from_pretrained(folder, dtype=dtype, **options)
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -63,19 +63,19 @@ def expect(model: torch.nn.Module, prompt: list[int], max_new_tokens: int, trust
         raise ValueError(f'[reference] expected "generate", "whole" or "cache", found {trusted!r}')
     with StableTopk(), _forgetting(model):
         made, cached = _generate(model, prompt, max_new_tokens, trusted != "whole")
-    with StableTopk():
-        feed = Feed(tuple(prompt), made)
-        whole = _whole(model, feed.tokens)
-        at = len(prompt) - 1
-        drift = relative_error(cached, whole[at:])
-        if trusted == "cache":
-            whole = np.concatenate([_whole(model, feed.prompt)[:at], cached])
-        return Expected(feed, whole, drift)
+    feed = Feed(tuple(prompt), made)
+    whole = whole_logits(model, feed.tokens)
+    at = len(prompt) - 1
+    drift = relative_error(cached, whole[at:])
+    if trusted == "cache":
+        whole = np.concatenate([whole_logits(model, feed.prompt)[:at], cached])
+    return Expected(feed, whole, drift)
 
 
-def _whole(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """Logits [n, V] of one pass over all tokens."""
-    with _forgetting(model):
+@torch.no_grad()
+def whole_logits(model: torch.nn.Module, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Logits [n, V] of one pass over all tokens, whatever type the model computes in."""
+    with StableTopk(), _forgetting(model):
         return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float().numpy()
 
 

@@ -15,7 +15,7 @@ struct Case {
   const char* op = "rms_norm";
   int64_t rows = 1, len = 8;
   int64_t gap = 0, offset = 0;  // elements between rows of x, and before x
-  bool f32_weight = false, f32 = false;
+  bool f32_weight = false, f32 = false, half_weight = false;
 };
 
 // Elements of either type.
@@ -46,7 +46,9 @@ void check(const Case& c) {
   SCOPED_TRACE(op + " rows " + std::to_string(c.rows) + " len " + std::to_string(c.len) + " gap " +
                std::to_string(c.gap) + " offset " + std::to_string(c.offset));
   const bool layer = op.find("layer") != std::string::npos, add = op.find("add") == 0;
-  const DType t = c.f32 ? DType::kF32 : DType::kBF16, weight_type = c.f32_weight ? DType::kF32 : t;
+  const DType t = c.f32 ? DType::kF32 : DType::kBF16, weight_type = c.f32_weight    ? DType::kF32
+                                                                    : c.half_weight ? DType::kBF16
+                                                                                    : t;
   std::mt19937 random(static_cast<unsigned>(c.len));
   std::normal_distribution<float> normal;
   const int64_t stride = c.len + c.gap;
@@ -56,7 +58,8 @@ void check(const Case& c) {
     return x;
   };
   Numbers x = numbers(c.f32, c.offset + c.rows * stride), residual = numbers(c.f32, c.rows * c.len);
-  Numbers weight = numbers(c.f32 || c.f32_weight, c.len), bias = numbers(c.f32 || c.f32_weight, c.len);
+  Numbers weight = numbers(weight_type == DType::kF32, c.len),
+          bias = numbers(weight_type == DType::kF32, c.len);
   Numbers y(c.f32, c.rows * c.len), sum(c.f32, c.rows * c.len);
   KernelSpec spec;
   spec.op = op;
@@ -105,6 +108,7 @@ TEST(CudaNorm, LengthsAndAlignments) {
     check({op, 3, 264, 3});
     check({op, 3, 264, 0, 4});
     check({op, 2, 2056, 0, 0, true});
+    check({op, 2, 2056, 0, 0, false, true, true});
     for (int64_t len : {4, 1024, 1028, 4100, 8192, 8196}) check({op, 2, len, 0, 0, false, true});
   }
 }

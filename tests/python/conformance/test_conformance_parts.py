@@ -134,10 +134,10 @@ def test_a_tie_in_a_selection_is_found_at_its_token() -> None:
     assert np.isfinite(scores).all()
 
 
-def _dies(pipe: Any, case: Case, *_: Any) -> None:
-    if case.seed == 1:
+def _dies(pipe: Any, job: pool.Job, *_: Any) -> None:
+    if job.broken["case"]["seed"] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if case.seed == 2:
+    if job.broken["case"]["seed"] == 2:
         time.sleep(60)
     pipe.send(("result", {"status": "pass"}))
 
@@ -146,7 +146,9 @@ def test_a_case_that_dies_or_hangs_is_a_row(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(pool, "_child", _dies)
     name = load_facts()["sample"][0]
     cases = [Case(name, seed) for seed in range(3)]
-    found = {c.seed: r for c, r in pool.run_cases(cases, tmp_path, jobs=3, timeout=2.0, warm=False)}
+    made = [pool.case_job(case, tmp_path) for case in cases]
+    ended = pool.run_jobs(made, tmp_path, jobs=3, timeout=2.0, preload=None)
+    found = {job.broken["case"]["seed"]: r for job, r in ended}
     assert found[0]["status"] == "pass"
     assert (found[1]["status"], found[2]["status"]) == ("crash", "crash")
     assert "SIGKILL" in found[1]["reason"]

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from autodeploy import LLM, SamplingParams
+from devices import DEVICES
 from tiny_workshop import environment, has_engine, make_checkpoint, run_python
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(not has_engine(), reason="the C++ engine was not built")]
@@ -47,6 +48,17 @@ def test_together_as_alone(llm):
     together = tokens(llm, PROMPTS, GREEDY)
     assert together == [tokens(llm, prompt, GREEDY)[0] for prompt in PROMPTS]
     assert all(len(ids) == 24 for ids in together)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_without_rows_on_a_device(device, artifact, llm):
+    """The steps of a prompt in chunks give no tokens, and find none of those of an earlier request."""
+    prompt = list(range(20, 70))
+    limits = {"max_seq_len": 64, "max_num_seqs": 2, "max_batch_tokens": 16, "cache_memory": "16MiB", "threads": 1}
+    greedy = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+    with LLM(artifact, device=device, dtype="float32", **limits) as other:
+        assert tokens(other, [prompt[:3]], greedy) == tokens(llm, [prompt[:3]], greedy)
+        assert tokens(other, [prompt], greedy) == tokens(llm, [prompt], greedy)
 
 
 def test_streams_are_the_same_text(llm):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_device_mixers
 import torch
 from kernel_programs import native, step_arguments
 from ops_programs import generic_inputs, generic_program_of, region_of
@@ -24,6 +25,7 @@ from autodeploy.testing.tolerances import OP_TOLERANCE
 from devices import DEVICES
 
 NAMES = ("embedding", "linear", "rms_norm", "layer_norm", "rope", "expert_linear", "select_rows", "known_length")
+NORMS = ("rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm")
 TOKEN_WISE = [p for p in SAMPLES if p.values[0].name in NAMES and p.values[1].steps[0].batch.rows]
 NAN, INF = math.nan, math.inf
 
@@ -48,6 +50,18 @@ def test_joined_operands(op: Op, sample: Sample, act: str, device: str, tmp_path
 )
 def test_operands_of_different_types(op: Op, sample: Sample, device: str, tmp_path: Path) -> None:
     check_on_device(op, sample, tmp_path, device, "float16", mixed=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("act", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("op", "sample"), [p for p in SAMPLES if p.values[0].name in NORMS and p.values[1].steps[0].batch.rows]
+)
+def test_norms_of_float32_with_weights_of_another_type(
+    op: Op, sample: Sample, act: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_device_mixers, "is_act", lambda name, mixed: name in ("weight", "bias"))
+    check_on_device(op, sample, tmp_path, device, act, mixed=True)
 
 
 def narrowed(x: torch.Tensor, act: torch.dtype) -> torch.Tensor:
