@@ -206,14 +206,13 @@ class TileSource {
     copy_tile<kKeyLen>(
         to,
         tile_rows<kKeyLen>(a_.k_pages, a_.k_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first, end, 0, once_);
+        first, end);
     copy_tile<kValueLen>(
         to + Shape::kValuesAt,
         tile_rows<kValueLen>(a_.v_pages, a_.v_page_bytes, a_.page_shift, kv_head_, key, this_page, next_page),
-        first, end, 0, once_);
+        first, end);
   }
 
-  const ReadOnce once_ = read_once();
   const PagedAttention& a_;
   const Line& line_;
   Place at_;

@@ -473,7 +473,6 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 
   int next_unit = first, next_chunk = warp;
   const T* next_row[kOctets];
-  const ReadOnce once = read_once();
   const auto find_rows = [&] {
 #pragma unroll
     for (int q = 0; q < kOctets; ++q) {
@@ -491,7 +490,7 @@ __global__ void __launch_bounds__(kMaxLinearWarps* kWarpSize, 1)
 #pragma unroll
         for (int q = 0; q < kOctets; ++q)
           copy_async_16(queue + ((slot * kOctets + q) * 2 + h) * kWarpSize, next_row[q] + (valid ? col : 0),
-                        valid, once);
+                        valid);
       }
       next_chunk += warps;
       if (next_chunk >= chunks) {

@@ -124,6 +124,9 @@ AD_DEVICE void copy_async_16(void* shared, const void* global, bool valid) {
 // The same for what is read once, as weights are in a decode step: the second-level cache drops it before all
 // else, so that small things which every layer reads stay there. Else they would come from memory, behind
 // all that was asked for before.
+//
+// Only for kernels whose copies ptxas addresses without an offset in a uniform register: of 13.0, cuobjdump
+// shows copies with both as "LDGSTS [R+UR0], desc[UR1]", and an H100 refuses them as illegal instructions.
 struct ReadOnce {
   uint64_t policy = 0;
 };

@@ -47,9 +47,9 @@ AD_DEVICE TileRows tile_rows(const uint8_t* data, int64_t page_bytes, int page_s
 }
 
 // Begins to copy rows [first, end) of a tile into shared memory and zeros into the others: the share `part`
-// of kParts of a warp. `once`: nothing, or ReadOnce.
-template <int kWidth, int kParts = 1, class... Once>
-AD_DEVICE void copy_tile(uint8_t* to, const TileRows& rows, int first, int end, int part, Once... once) {
+// of kParts of a warp.
+template <int kWidth, int kParts = 1>
+AD_DEVICE void copy_tile(uint8_t* to, const TileRows& rows, int first, int end, int part = 0) {
   constexpr int kPieces = kWidth / 8;  // of 16 bytes, of a row
   constexpr int kRounds = kTileKeys * kPieces / kWarpSize;
   static_assert(kTileKeys * kPieces % kWarpSize == 0);
@@ -71,7 +71,7 @@ AD_DEVICE void copy_tile(uint8_t* to, const TileRows& rows, int first, int end, 
       at = to + row * kRowBytes<kWidth> + column * 16;
     }
     const uint8_t* from = (row < 8 ? low : high) + round * (kWarpSize * 16);
-    copy_async_16(at, from, row >= first && row < end, once...);
+    copy_async_16(at, from, row >= first && row < end);
   }
 }
 

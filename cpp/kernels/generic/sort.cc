@@ -48,7 +48,7 @@ void sort_line(const T* x, int64_t stride, int64_t n, int64_t k, int64_t* index)
 void run_sort(const SortState& s, const KernelCall& call) {
   const AxisLines x(call.in[0], s.dim), values(call.out[0], s.dim), indices(call.out[1], s.dim);
   const int64_t n = x.len(), k = std::min(s.k, n);
-  const StepBatch& batch = *call.batch;
+  const StepBatch* batch = call.batch;  // of uniform choices
   dispatch_dtype(call.in[0].dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     call.pool->parallel_for(
@@ -68,9 +68,9 @@ void run_sort(const SortState& s, const KernelCall& call) {
             }
             if (s.uniform.seed < 0) continue;
             const auto token = static_cast<size_t>(
-                token_of_line(line, x.count(), batch.num_tokens, batch.num_rows, batch.rows));
-            const ChoiceOfRow chosen = choose_uniformly(s.uniform, line, batch.positions[token],
-                                                        batch.token_ids[token], static_cast<uint32_t>(n));
+                token_of_line(line, x.count(), batch->num_tokens, batch->num_rows, batch->rows));
+            const ChoiceOfRow chosen = choose_uniformly(s.uniform, line, batch->positions[token],
+                                                        batch->token_ids[token], static_cast<uint32_t>(n));
             for (int64_t i = 0; i < k; ++i) out[i * indices.stride()] = chosen.at(i);
           }
         });
