@@ -29,7 +29,8 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/linear_epilogue.h"
-#include "kernels/cuda/linear_small_kernel.h"
+#include "kernels/cuda/linear_gemv.h"
+#include "kernels/cuda/linear_mma.h"
 #include "kernels/cuda/linear_tensor_kernel.h"
 #include "kernels/cuda/processors.h"
 

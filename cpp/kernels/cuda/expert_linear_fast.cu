@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/cuda/linear_gemv.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/linear_tensor.h"
 #include "kernels/cuda/processors.h"
@@ -23,7 +24,7 @@ struct FewArgs {
   bool bias_f32 = false;
 };
 
-// Like gemv_kernel (linear_small_kernel.h): a warp computes a unit, kUnitOutputs outputs of a row, and
+// Like gemv_kernel (linear_gemv.h): a warp computes a unit, kUnitOutputs outputs of a row, and
 // streams what it needs for that through a queue of its own. Here the pieces of x go through the queue, too,
 // as rows change from unit to unit.
 template <class T>

@@ -22,14 +22,4 @@ void run_small_linear(DType dtype, const SmallLinearArgs& args, const Epilogue& 
 // Whether so many rows can be normed by the kernel that multiplies them.
 bool small_linear_norms(int64_t rows, int64_t cols);
 
-inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-// Whether rows of a view begin at 16-byte boundaries; elements of 2 bytes.
-inline bool rows_aligned_16(const DeviceRows& rows) {
-  if (!aligned_16(rows.data)) return false;
-  for (int d = 0; d < rows.dims; ++d) {
-    if (rows.shape[d] > 1 && rows.stride[d] % 8 != 0) return false;
-  }
-  return true;
-}
-
 }  // namespace autodeploy::cuda

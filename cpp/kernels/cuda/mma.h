@@ -3,6 +3,7 @@
 // except the copies.
 #pragma once
 
+#include "kernels/cuda/cache_hints.h"
 #include "kernels/cuda/device.h"
 
 namespace autodeploy::cuda {
@@ -121,22 +122,9 @@ AD_DEVICE void copy_async_16(void* shared, const void* global, bool valid) {
 #endif
 }
 
-// The same for what is read once, as weights are in a decode step: the second-level cache drops it before all
-// else, so that small things which every layer reads stay there. Else they would come from memory, behind
-// all that was asked for before.
-//
-// Only for kernels whose copies ptxas addresses without an offset in a uniform register: of 13.0, cuobjdump
-// shows copies with both as "LDGSTS [R+UR0], desc[UR1]", and an H100 refuses them as illegal instructions.
-struct ReadOnce {
-  uint64_t policy = 0;
-};
-AD_DEVICE ReadOnce read_once() {
-  ReadOnce once;
-#ifndef AUTODEPLOY_SIMT_EMULATION
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(once.policy));
-#endif
-  return once;
-}
+// The same for what is read once (cache_hints.h). Only for kernels whose copies ptxas addresses without an
+// offset in a uniform register: of 13.0, cuobjdump shows copies with both as "LDGSTS [R+UR0], desc[UR1]", and
+// an H100 refuses them as illegal instructions.
 AD_DEVICE void copy_async_16(void* shared, const void* global, bool valid, ReadOnce once) {
 #ifdef AUTODEPLOY_SIMT_EMULATION
   (void)once;

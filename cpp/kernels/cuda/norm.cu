@@ -130,21 +130,12 @@ __global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
   }
 }
 
-bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 template <class T>
 bool packs(const NormArgs& a) {
-  constexpr int64_t kPer = 16 / static_cast<int>(sizeof(T));
-  if (a.len % kPer != 0 || a.len > int64_t{8} * kPer * kThreads || !aligned_16(a.weight) ||
-      !aligned_16(a.bias))
-    return false;
-  for (const DeviceRows* rows : {&a.x, &a.residual, &a.y, &a.sum}) {
-    if (!aligned_16(rows->data)) return false;
-    for (int d = 0; d < rows->dims; ++d) {
-      if (rows->shape[d] > 1 && rows->stride[d] % kPer != 0) return false;
-    }
-  }
-  return true;
+  constexpr int64_t kSize = sizeof(T), kPer = 16 / kSize;
+  return a.len % kPer == 0 && a.len <= int64_t{8} * kPer * kThreads && aligned_16(a.weight) &&
+         aligned_16(a.bias) && rows_aligned_16(a.x, kSize) && rows_aligned_16(a.residual, kSize) &&
+         rows_aligned_16(a.y, kSize) && rows_aligned_16(a.sum, kSize);
 }
 
 template <class T, class W>

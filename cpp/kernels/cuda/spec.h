@@ -88,6 +88,16 @@ class DeviceRows {
   int64_t shape[kMaxDims] = {}, stride[kMaxDims] = {};
 };
 
+inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+// Whether rows begin at 16-byte boundaries; elements of so many bytes.
+inline bool rows_aligned_16(const DeviceRows& rows, int64_t element = 2) {
+  if (!aligned_16(rows.data)) return false;
+  for (int d = 0; d < rows.dims; ++d) {
+    if (rows.shape[d] > 1 && rows.stride[d] * element % 16 != 0) return false;
+  }
+  return true;
+}
+
 // A kernel whose work is a function of the call and what was learnt from the spec.
 template <class State, class Fn>
 class FunctionKernel final : public Kernel {

@@ -118,5 +118,17 @@ def source_hash(native: bool = True) -> str:
     return digest.hexdigest()[:16]
 
 
+def facts_of(case: Case) -> dict[str, Any]:
+    """What every result of a case says, however it ends."""
+    return {
+        "name": case.name,
+        "class": class_names().get(case.model_type, ""),
+        "case": vars(case),
+        "key": case.key(),
+        "source": source_hash(),
+        "versions": versions(),
+    }
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from .case import Case, class_names, source_hash, versions
+from .case import Case, facts_of
 
 Result = dict[str, Any]
 Show = Callable[[str], None]
@@ -52,15 +52,7 @@ class _Running:
 
 def case_job(case: Case, work: Path) -> Job:
     """The job of `run_case`."""
-    broken = {
-        "name": case.name,
-        "class": class_names().get(case.model_type, ""),
-        "case": vars(case),
-        "key": case.key(),
-        "source": source_hash(),
-        "versions": versions(),
-    }
-    return Job(case.name, log_name(case), functools.partial(_run, case, work), broken)
+    return Job(case.name, log_name(case), functools.partial(_run, case, work), facts_of(case))
 
 
 def log_name(case: Case) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .case import Case, class_names, source_hash, versions
+from .case import Case, facts_of
 from .fresh import draw_sizes
 from .stages import Stages
 
@@ -38,15 +38,7 @@ def run_case(case: Case, work: Path, show: Callable[[str], None] = lambda stage:
     `work`: a folder for the checkpoint and the artifact, which are removed in the end.
     """
     stages = Stages(show)
-    result: dict[str, Any] = {
-        "name": case.name,
-        "class": class_names().get(case.model_type, ""),
-        "case": vars(case),
-        "key": case.key(),
-        "source": source_hash(),
-        "versions": versions(),
-        "status": FAIL,
-    }
+    result: dict[str, Any] = facts_of(case) | {"status": FAIL}
     folder = Path(tempfile.mkdtemp(prefix=f"{case.model_type}-", dir=work))
     warnings.simplefilter("ignore")
     try:

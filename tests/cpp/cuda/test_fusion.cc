@@ -1,6 +1,7 @@
 // Which neighbours become composites, and with which operands.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,13 @@ struct Builder {
     if (i.op == "rope") i.attrs.set("interleaved", false);
     program.instructions.push_back(std::move(i));
     return program.instructions.back();
+  }
+  void linear(int32_t x, int32_t y) {
+    OperandRef weight;
+    weight.kind = OperandRef::Kind::kParam;
+    weight.whole = weight.weight = true;
+    weight.index = static_cast<int32_t>(program.instructions.size());
+    add("linear", {whole(x), weight, OperandRef()}, {y});
   }
 };
 
@@ -149,6 +157,28 @@ TEST(CudaFusion, TurnsThatOthersReadOrThatAreNoHeadsStay) {
     l.b.program.instructions[1].in[operand] = l.b.whole(l.cos);
     EXPECT_EQ(l.ops(), (Names{"rope", "attention"}));
   }
+}
+
+TEST(CudaFusion, ARegionOfTwoLinearsIsPartOfOne) {
+  Builder b;
+  const int32_t x = b.value({64}), first = b.value({64}), second = b.value({64}), sum = b.value({64});
+  b.program.inputs = {{"x", x}};
+  b.program.outputs = {{"logits", sum}};
+  b.linear(x, first), b.linear(x, second);
+  b.add("region", {b.whole(first), b.whole(second)}, {sum});
+  const ProgramSpec fused = fuse(b.program);
+  Names ops;
+  std::vector<int32_t> written;
+  for (const InstructionSpec& i : fused.instructions) {
+    ops.push_back(i.op);
+    for (const OperandRef& o : i.in) {
+      if (o.kind != OperandRef::Kind::kValue || o.index == x) continue;
+      EXPECT_NE(std::find(written.begin(), written.end(), o.index), written.end())
+          << "nothing has written value " << o.index;
+    }
+    written.insert(written.end(), i.out.begin(), i.out.end());
+  }
+  EXPECT_EQ(ops, (Names{"linear", "linear+region"}));
 }
 
 }  // namespace
