@@ -4,7 +4,7 @@
 //
 // clang-format off
 //   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Icpp -Icpp/include -o bench_cuda_linear
-//        benchmarks/cpp/bench_cuda_linear.cu cpp/kernels/cuda/{launch.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error,own_folder}.cc -ldl
+//        benchmarks/cpp/bench_cuda_linear.cu cpp/kernels/cuda/{launch.cu,wgmma.cu,linear_choice.cc,cublaslt.cc} cpp/core/{dtype,error,own_folder}.cc -ldl
 //   bench_cuda_linear [--shapes 8b,1b,3b or 4096x14336,...] [--rows 1,2,4,8,16,32,64] [--only PART] [--best 3]
 //                     [--no-overlap] [--csv FILE] [--chain 8b,1b,3b] [--pause 1.5]
 // clang-format on
@@ -32,6 +32,7 @@
 #include "kernels/cuda/linear_gemv.h"
 #include "kernels/cuda/linear_mma.h"
 #include "kernels/cuda/linear_tensor_kernel.h"
+#include "kernels/cuda/linear_wgmma_kernel.h"
 #include "kernels/cuda/processors.h"
 
 using namespace autodeploy;
@@ -227,6 +228,37 @@ void add_tensor(std::vector<Variant>* variants) {
                            a.partial = reinterpret_cast<float*>(g_workspace);
                            launch_tensor_linear<bf16, kRows, kOutputs, kDown, kAcross, kStages>(a, stream,
                                                                                                 overlap);
+                           return take_launch_error();
+                         }});
+  }
+}
+
+uint32_t* g_arrived = nullptr;  // zeros
+
+// splits 0: tiles' columns are shared evenly among all blocks.
+template <int kRows, int kGroups, int kBoxes, int kStages>
+void add_wgmma(std::vector<Variant>* variants) {
+  allow_shared(wgmma_linear_kernel<bf16, kRows, kGroups, kBoxes, kStages, StoreLinear>,
+               wgmma_shared<kRows, kGroups, kBoxes, kStages>());
+  for (int splits : {0, 1, 2, 3, 4, 6, 8}) {
+    std::ostringstream name;
+    name << "wgmma " << kRows << "x" << kGroups * 64 << "x" << kBoxes * 64 << " stages" << kStages
+         << " splits" << splits;
+    const auto tiles = [](int n) { return (n + kGroups * 64 - 1) / (kGroups * 64); };
+    variants->push_back({name.str(), kRows == 8 ? 1 : kRows / 2 + 1, kRows,
+                         [=](int, int n, int) {
+                           const int blocks = tiles(n) * splits;
+                           return has_wgmma() &&
+                                  (splits == 0 || (blocks <= g_processors && 2 * blocks >= g_processors));
+                         },
+                         [=](const Product& p, Stream stream, bool overlap) -> const char* {
+                           WgmmaLinearArgs a;
+                           a.linear = args_of(p);
+                           a.partial = reinterpret_cast<float*>(g_workspace), a.arrived = g_arrived;
+                           const WgmmaLinearLaunch l{splits, g_processors, overlap};
+                           if (const char* why = launch_wgmma_linear<bf16, kRows, kGroups, kBoxes, kStages>(
+                                   a, StoreLinear{}, l, stream))
+                             return why;
                            return take_launch_error();
                          }});
   }
@@ -502,6 +534,9 @@ int main(int argc, char** argv) {
   CHECK_CUDA(cudaMalloc(&d.worst, 4));
   CHECK_CUDA(cudaMalloc(&d.workspace, LtLinear::kWorkspace));
   CHECK_CUDA(cudaMalloc(&g_workspace, g_workspace_bytes));
+  constexpr size_t kMaxTiles = 65536;
+  CHECK_CUDA(cudaMalloc(&g_arrived, kMaxTiles * 4));
+  CHECK_CUDA(cudaMemset(g_arrived, 0, kMaxTiles * 4));
   fill<<<1024, 256, 0, d.stream>>>(d.weights, d.capacity, 1);
   fill<<<1024, 256, 0, d.stream>>>(d.x, kMaxRows * kMaxX, 2);
   CHECK_CUDA(cudaStreamSynchronize(d.stream));
@@ -544,6 +579,24 @@ int main(int argc, char** argv) {
   add_tensor<64, 128, 2, 4, 4>(&variants);
   add_tensor<64, 64, 2, 4, 5>(&variants);
   add_tensor<128, 128, 2, 2, 3>(&variants);
+  add_wgmma<8, 1, 2, 10>(&variants);
+  add_wgmma<8, 2, 2, 5>(&variants);
+  add_wgmma<16, 1, 2, 10>(&variants);
+  add_wgmma<16, 2, 2, 5>(&variants);
+  add_wgmma<16, 2, 1, 5>(&variants);
+  add_wgmma<16, 3, 1, 7>(&variants);
+  add_wgmma<16, 4, 1, 6>(&variants);
+  add_wgmma<32, 1, 2, 8>(&variants);
+  add_wgmma<32, 2, 2, 5>(&variants);
+  add_wgmma<32, 3, 1, 7>(&variants);
+  add_wgmma<32, 4, 1, 5>(&variants);
+  add_wgmma<64, 1, 1, 6>(&variants);
+  add_wgmma<64, 1, 2, 6>(&variants);
+  add_wgmma<64, 2, 1, 4>(&variants);
+  add_wgmma<64, 2, 1, 8>(&variants);
+  add_wgmma<64, 2, 2, 4>(&variants);
+  add_wgmma<64, 3, 1, 6>(&variants);
+  add_wgmma<64, 4, 1, 5>(&variants);
   std::FILE* csv = csv_path.empty() ? nullptr : std::fopen(csv_path.c_str(), "w");
   if (csv) std::fprintf(csv, "model,m,n,k,variant,us\n");
   for (const Shape& s : list) {

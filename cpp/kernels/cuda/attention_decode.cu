@@ -371,6 +371,7 @@ AD_DEVICE void store_run(const HeadRows& out, int64_t token, int64_t head, int c
 
 // A block's part of a head: maxima and sums of kDecodeRows rows, then values [rows, kValueLen].
 constexpr int kPartHead = 2 * kDecodeRows;
+constexpr int kPartsTogether = 8;
 
 template <class T, int kKeyLen, int kValueLen>
 __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBlocksPerSm)
@@ -533,17 +534,34 @@ __global__ void __launch_bounds__(kThreads, DecodeShape<kKeyLen, kValueLen>::kBl
         for (int i = thread; i < rows * kRuns; i += kThreads) {
           const int row = i / kRuns, channel = i % kRuns * 4;
           float most = kNoScore, sum = 0;
-#pragma unroll 4
-          for (int p = 0; p < blocks; ++p) most = fmaxf(most, __ldcg(part_of(p) + row));
-          const float still = most == kNoScore ? 0.0f : most;
           Run run;
-#pragma unroll 4
-          for (int p = 0; p < blocks; ++p) {
-            const float* part = part_of(p);
-            const float weight = exp2_fast(__ldcg(part + row) - still);
-            sum += weight * __ldcg(part + kDecodeRows + row);
-            run.add(weight,
-                    __ldcg(reinterpret_cast<const float4*>(part + kPartHead + row * kValueLen + channel)));
+          // Some parts' loads at a time: they take as long as one.
+          for (int p = 0; p < blocks; p += kPartsTogether) {
+            float tops_of[kPartsTogether], sums_of[kPartsTogether];
+            float4 values_of[kPartsTogether];
+#pragma unroll
+            for (int u = 0; u < kPartsTogether; ++u) {
+              tops_of[u] = kNoScore, sums_of[u] = 0, values_of[u] = {0, 0, 0, 0};
+              if (p + u >= blocks) continue;
+              const float* part = part_of(p + u);
+              tops_of[u] = __ldcg(part + row), sums_of[u] = __ldcg(part + kDecodeRows + row);
+              values_of[u] =
+                  __ldcg(reinterpret_cast<const float4*>(part + kPartHead + row * kValueLen + channel));
+            }
+            float now = most;
+#pragma unroll
+            for (int u = 0; u < kPartsTogether; ++u) now = fmaxf(now, tops_of[u]);
+            const float still = now == kNoScore ? 0.0f : now, keep = exp2_fast(most - still);
+            sum *= keep;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) run.x[k] *= keep;
+#pragma unroll
+            for (int u = 0; u < kPartsTogether; ++u) {
+              const float weight = exp2_fast(tops_of[u] - still);
+              sum += weight * sums_of[u];
+              run.add(weight, values_of[u]);
+            }
+            most = now;
           }
           store_run<T>(a.out, at.seq, first_head + row, channel, run,
                        inverse_sum<T>(a, at.seq, first_head + row, most, sum));

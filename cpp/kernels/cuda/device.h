@@ -46,6 +46,9 @@ struct LaunchConfig {
   // The kernel may start before the one before it has finished: it calls wait_for_previous() before it
   // touches any memory that an earlier kernel of the step reads or writes (params are free).
   bool overlap = false;
+  // Neighbouring blocks along x that run together and see each other's shared memory (compute
+  // capability 9.0): 1 to 8, a divisor of grid.x.
+  unsigned cluster = 1;
 };
 
 // The first launch of this thread that failed since the last call, or nullptr.
@@ -58,7 +61,7 @@ void launch(const LaunchConfig& c, void (*kernel)(Params...), Args... args) {
   if (c.grid.x == 0 || c.grid.y == 0 || c.grid.z == 0) return;
 #ifdef AUTODEPLOY_SIMT_EMULATION
   simt::enqueue(c.stream, [=] {
-    simt::run_grid(c.grid, c.block, c.shared, [=] { kernel(static_cast<Params>(args)...); });
+    simt::run_grid(c.grid, c.block, c.shared, c.cluster, [=] { kernel(static_cast<Params>(args)...); });
   });
 #else
   cudaLaunchConfig_t config = {};
@@ -66,11 +69,23 @@ void launch(const LaunchConfig& c, void (*kernel)(Params...), Args... args) {
   config.blockDim = c.block;
   config.dynamicSmemBytes = c.shared;
   config.stream = c.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = c.overlap ? 1 : 0;
+  cudaLaunchAttribute attributes[3] = {};
+  config.attrs = attributes;
+  // As much shared memory as there is: as many blocks as fit, and no change between kernels, for which a
+  // multiprocessor would have to be empty.
+  cudaLaunchAttribute& carveout = attributes[config.numAttrs++];
+  carveout.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  carveout.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  if (c.overlap) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    a.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (c.cluster > 1) {
+    cudaLaunchAttribute& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = c.cluster, a.val.clusterDim.y = 1, a.val.clusterDim.z = 1;
+  }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess) note_launch_error(cudaGetErrorString(error));
 #endif
@@ -145,6 +160,11 @@ class DeviceConstant {
   template <class T>
   const T* as() const {
     return static_cast<const T*>(data_);
+  }
+  // For kernels that leave the table as they found it, such as counters that return to zero.
+  template <class T>
+  T* scratch() const {
+    return static_cast<T*>(data_);
   }
 
  private:

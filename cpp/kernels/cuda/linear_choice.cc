@@ -28,6 +28,33 @@ SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t output
   return c;
 }
 
+WgmmaChoice choose_wgmma_linear(int rows, int64_t cols, int64_t weight_rows, int processors,
+                                const std::function<int(int groups, int splits)>& clusters) {
+  // A model of microseconds, fitted to an H100 (bench_cuda_linear): the weights' way from memory, which takes
+  // longer where part of the processors is idle; a processor's own way, on which rows of x come along; what
+  // it costs to add up the parts of a cluster, or of tiles that blocks share.
+  constexpr double kMemory = 3.05e6, kProcessor = 75e3;  // bytes in a microsecond
+  constexpr double kIdle = 0.25, kSplit = 0.7;
+  const double bytes = 2.0 * static_cast<double>(weight_rows) * static_cast<double>(cols), p = processors;
+  WgmmaChoice best{2, 0};
+  double least = bytes / kMemory + 3 + 6.0 * rows / 64;
+  for (int groups = 1; groups <= kMaxWgmmaGroups; ++groups) {
+    const int64_t tiles = (weight_rows + groups * 64 - 1) / (groups * 64);
+    for (int splits : {1, 2, 3, 4, 6, 8}) {
+      if (tiles * splits > processors || splits * 256 > cols) break;
+      if (splits > 1 && tiles > clusters(groups, splits)) continue;
+      const double blocks = static_cast<double>(tiles * splits);
+      const double own = 2.0 * (groups * 64 + rows) * static_cast<double>(cols) / splits;
+      const double cost = std::max(bytes / kMemory * (1 + kIdle * (1 - blocks / p)), own / kProcessor) +
+                          kSplit * (splits - 1);
+      if (cost >= least) continue;
+      least = cost;
+      best = {groups, splits};
+    }
+  }
+  return best;
+}
+
 TensorLinearChoice choose_tensor_linear(int64_t rows, int64_t cols, int64_t outputs, int64_t experts,
                                         int processors) {
   TensorLinearChoice c;

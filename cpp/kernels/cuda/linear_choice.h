@@ -1,7 +1,9 @@
 // How kernels of `linear` are launched, for a shape and a device.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <functional>
 
 namespace autodeploy::cuda {
 
@@ -24,6 +26,21 @@ bool can_stage_rows(int64_t rows, int64_t cols);
 // `outputs` with `slices` products each.
 SmallLinearChoice choose_small_linear(int64_t rows, int64_t cols, int64_t outputs, int slices, bool norm,
                                       int processors);
+
+// Rows that are multiplied by Hopper's matrix units (linear_wgmma.h) where there are any.
+constexpr int64_t kMinWgmmaRows = 2, kMaxWgmmaRows = 64;
+// Its kernels' numbers of rows; fewer are filled up with zeros.
+constexpr std::array<int, 3> kWgmmaRows{16, 32, 64};
+constexpr int kMaxWgmmaGroups = 4;
+
+struct WgmmaChoice {
+  int groups = 2;  // of 64 rows of the weights, in a tile
+  int splits = 0;  // blocks that share the columns of a tile, a cluster; 0: all blocks share all tiles
+};
+
+// For weights of `weight_rows` by `cols`; `clusters(groups, splits)` says how many clusters run at once.
+WgmmaChoice choose_wgmma_linear(int rows, int64_t cols, int64_t weight_rows, int processors,
+                                const std::function<int(int groups, int splits)>& clusters);
 
 // Of more rows none is split.
 constexpr int64_t kMaxSplitRows = 128;

@@ -29,9 +29,12 @@ struct GateStore {
     return x * b;
   }
   template <class T>
+  AD_DEVICE T value(const float (&values)[2]) const {
+    return from_float<T>(gate<T>(to_float(from_float<T>(values[0])), to_float(from_float<T>(values[1]))));
+  }
+  template <class T>
   AD_DEVICE void store(const SmallLinearArgs& a, int m, int j, const float (&values)[2]) const {
-    a.y.row<T>(a.first_row + m)[j] =
-        from_float<T>(gate<T>(to_float(from_float<T>(values[0])), to_float(from_float<T>(values[1]))));
+    a.y.row<T>(a.first_row + m)[j] = value<T>(values);
   }
 };
 

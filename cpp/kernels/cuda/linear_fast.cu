@@ -1,5 +1,5 @@
-// linear in half precision: few rows by the kernels that stream the weights, more by cuBLASLt, or by our own
-// where it is absent or does not take the operands.
+// linear in half precision: few rows by the kernels that stream the weights - on Hopper's matrix units where
+// there are any - more by cuBLASLt, or by our own where it is absent or does not take the operands.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -8,6 +8,7 @@
 #include "kernels/cuda/linear_fast.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/linear_tensor.h"
+#include "kernels/cuda/linear_wgmma.h"
 #include "kernels/cuda/processors.h"
 
 namespace autodeploy::cuda {
@@ -31,8 +32,10 @@ class FastLinear final : public Kernel {
         lt_(std::move(lt)),
         name_(std::string("linear.small") + (lt_ ? "+cublaslt" : "+tensor")),
         processors_(num_multiprocessors()),
-        workspace_(std::max(lt_ ? int64_t{LtLinear::kWorkspace} : 0,
-                            tensor_linear_workspace(max_rows, k, n, processors_))) {}
+        wgmma_(WgmmaLinear<StoreLinear>::make(dtype, args(), processors_)),
+        workspace_(std::max({lt_ ? int64_t{LtLinear::kWorkspace} : 0,
+                             tensor_linear_workspace(max_rows, k, n, processors_),
+                             wgmma_ ? wgmma_->workspace_bytes(max_rows) : 0})) {}
 
   const char* name() const override { return name_.c_str(); }
   int64_t workspace_bytes() const override { return workspace_; }
@@ -41,23 +44,26 @@ class FastLinear final : public Kernel {
     const DeviceRows x(call.in[0], 1), y(call.out[0], 1);
     const Stream stream = stream_of(call);
     const int64_t m = x.rows;
+    SmallLinearArgs a = args();
+    a.x = x, a.y = y;
+    a.weight = call.in[1].data, a.bias = call.in[2].data;
+    if (wgmma_ && wgmma_takes(x)) {
+      a.rows = static_cast<int32_t>(m);
+      wgmma_->run(a, StoreLinear{}, call.workspace, stream);
+      return;
+    }
     if (m > kMaxSmallRows && lt_ && run_lt(*lt_, call, x, y, n_, k_)) return;
     const bool x_aligned = rows_aligned_16(x);
     if (m > kMaxSmallRows && x_aligned) {
-      TensorLinearArgs a;
-      a.x = x, a.y = y;
-      a.weight = call.in[1].data, a.bias = call.in[2].data;
-      a.rows = static_cast<int32_t>(m), a.cols = static_cast<int32_t>(k_),
-      a.outputs = static_cast<int32_t>(n_);
-      a.bias_f32 = bias_f32_, a.pairs = stores_pairs(y, n_);
-      run_tensor_linear(dtype_, a, processors_, call.workspace, stream);
+      TensorLinearArgs t;
+      t.x = x, t.y = y;
+      t.weight = a.weight, t.bias = a.bias;
+      t.rows = static_cast<int32_t>(m), t.cols = a.cols, t.outputs = a.outputs;
+      t.bias_f32 = bias_f32_, t.pairs = stores_pairs(y, n_);
+      run_tensor_linear(dtype_, t, processors_, call.workspace, stream);
       return;
     }
-    SmallLinearArgs a;
-    a.x = x, a.y = y;
-    a.weight = call.in[1].data, a.bias = call.in[2].data;
-    a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(n_);
-    a.bias_f32 = bias_f32_, a.x_aligned = x_aligned;
+    a.x_aligned = x_aligned;
     for (int64_t from = 0; from < m; from += kMaxSmallRows) {
       a.first_row = static_cast<int32_t>(from);
       a.rows = static_cast<int32_t>(std::min<int64_t>(m - from, kMaxSmallRows));
@@ -66,12 +72,20 @@ class FastLinear final : public Kernel {
   }
 
  private:
+  SmallLinearArgs args() const {
+    SmallLinearArgs a;
+    a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(n_);
+    a.bias_f32 = bias_f32_;
+    return a;
+  }
+
   DType dtype_;
   int64_t n_, k_;
   bool bias_f32_;
   std::unique_ptr<LtLinear> lt_;
   std::string name_;
   int processors_;
+  std::unique_ptr<WgmmaLinear<StoreLinear>> wgmma_;  // or nullptr
   int64_t workspace_;
 };
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_fast.h"
 #include "kernels/cuda/linear_small.h"
+#include "kernels/cuda/linear_wgmma.h"
 #include "kernels/cuda/processors.h"
 
 namespace autodeploy::cuda {
@@ -177,13 +178,19 @@ class FusedLinear final : public Kernel {
     const TensorView& x = call.in[0];
     const DeviceRows x_rows(x, 1);
     if (x_rows.rows == 0) return;
-    const bool small = x_rows.rows <= kMaxSmallRows;
-    const bool norm_inside = form_.norm && small_linear_norms(x_rows.rows, k_) && rows_aligned_16(x_rows) &&
+    const bool wgmma = has_wgmma_ && wgmma_takes(x_rows), small = !wgmma && x_rows.rows <= kMaxSmallRows;
+    const bool norm_inside = small && form_.norm && small_linear_norms(x_rows.rows, k_) &&
+                             rows_aligned_16(x_rows) &&
                              (!form_.add || rows_aligned_16(DeviceRows(call.in[form_.residual()], 1)));
     TensorView input = x;
     if (form_.norm && !norm_inside) {
       input = keeps_normed_ ? call.out[form_.normed()] : value_like(x, lead_, k_, dtype_, call.workspace);
       run_norm(call, input);
+    }
+    if (wgmma && gate_wgmma_) {
+      gate_wgmma_->run(call_args(call, input), gate_, call.workspace + normed_bytes_ + product_bytes_,
+                       stream_of(call));
+      return;
     }
     if (small && (form_.region || norm_inside)) {
       run_small(call, input, norm_inside);
@@ -255,6 +262,10 @@ class FusedLinear final : public Kernel {
                                        : prepare_small_linear<RegionStore<2>>();
     if (!prepared) return *why = "the device has too little shared memory", false;
     product_bytes_ = aligned(max_rows_ * n_ * 2);
+    if (gate_on_) {
+      gate_wgmma_ = WgmmaLinear<GateStore>::make(dtype_, product_args(), processors_);
+      if (gate_wgmma_) part_bytes_ = std::max(part_bytes_, gate_wgmma_->workspace_bytes(max_rows_));
+    }
     if (gate_on_ && n_ % 8 == 0 && outputs_ % 8 == 0 && gate_a_ % 8 == 0 && gate_b_ % 8 == 0 &&
         slice_stride_ == 1) {
       gate_many_ = true;
@@ -320,14 +331,28 @@ class FusedLinear final : public Kernel {
     linear_->run(part_call(call, in, std::span(&y, 1)));
   }
 
-  void run_small(const KernelCall& call, const TensorView& x, bool norm) const {
+  // What a launch knows of the product alone.
+  SmallLinearArgs product_args() const {
     SmallLinearArgs a;
+    a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(outputs_);
+    a.slice_stride = static_cast<int32_t>(slice_stride_);
+    a.bias_f32 = bias_f32_;
+    if (gate_on_)
+      a.slice_offset[0] = static_cast<int32_t>(gate_a_), a.slice_offset[1] = static_cast<int32_t>(gate_b_);
+    return a;
+  }
+  SmallLinearArgs call_args(const KernelCall& call, const TensorView& x) const {
+    SmallLinearArgs a = product_args();
     a.x = DeviceRows(x, 1);
     a.y = DeviceRows(call.out[0], call.out[0].ndim - lead_);
     a.weight = call.in[form_.weight()].data, a.bias = call.in[form_.bias()].data;
     a.rows = static_cast<int32_t>(a.x.rows);
-    a.cols = static_cast<int32_t>(k_), a.outputs = static_cast<int32_t>(outputs_);
-    a.bias_f32 = bias_f32_, a.x_aligned = rows_aligned_16(a.x);
+    a.x_aligned = rows_aligned_16(a.x);
+    return a;
+  }
+
+  void run_small(const KernelCall& call, const TensorView& x, bool norm) const {
+    SmallLinearArgs a = call_args(call, x);
     if (norm) {
       a.norm.on = true;
       a.norm.weight = call.in[form_.norm_weight()].data;
@@ -344,9 +369,7 @@ class FusedLinear final : public Kernel {
       run_small_linear(dtype_, a, StoreLinear{}, processors_, stream);
       return;
     }
-    a.slice_stride = static_cast<int32_t>(slice_stride_);
     if (gate_on_) {
-      a.slice_offset[0] = static_cast<int32_t>(gate_a_), a.slice_offset[1] = static_cast<int32_t>(gate_b_);
       run_small_linear(dtype_, a, gate_, processors_, stream);
       return;
     }
@@ -415,6 +438,8 @@ class FusedLinear final : public Kernel {
   GateStore gate_;
   bool gate_on_ = false, gate_many_ = false;  // gate_many_: gate_kernel serves many rows
   int64_t gate_a_ = 0, gate_b_ = 0;
+  bool has_wgmma_ = has_wgmma();
+  std::unique_ptr<WgmmaLinear<GateStore>> gate_wgmma_;  // or nullptr
   std::unique_ptr<Kernel> norm_, linear_, region_;
   // Workspace: the normed rows, the product, what parts need.
   int64_t normed_bytes_ = 0, product_bytes_ = 0, part_bytes_ = 0, workspace_ = 0;

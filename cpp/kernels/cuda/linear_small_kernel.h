@@ -54,8 +54,12 @@ struct SmallLinearArgs {
 struct StoreLinear {
   static constexpr int kSlices = 1;
   template <class T>
+  AD_DEVICE T value(const float (&values)[1]) const {
+    return from_float<T>(values[0]);
+  }
+  template <class T>
   AD_DEVICE void store(const SmallLinearArgs& a, int m, int j, const float (&values)[1]) const {
-    a.y.row<T>(a.first_row + m)[j] = from_float<T>(values[0]);
+    a.y.row<T>(a.first_row + m)[j] = value<T>(values);
   }
 };
 

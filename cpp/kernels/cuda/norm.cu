@@ -13,6 +13,7 @@ struct NormArgs {
   int64_t len = 0;
   float eps = 0, offset = 0;  // rms_norm: y = xhat * (offset + weight)
   bool layer = false;
+  bool params = false;  // weight and bias are: they may be read while earlier kernels run
 };
 
 constexpr int kThreads = 256;
@@ -21,8 +22,8 @@ constexpr int kThreads = 256;
 template <class T, class W>
 __global__ void __launch_bounds__(kThreads) norm_kernel(NormArgs a) {
   __shared__ float shared[33];
-  wait_for_previous();
   let_next_start();
+  wait_for_previous();
   const int64_t r = blockIdx.x;
   const T* x = a.x.row<const T>(r);
   T* y = a.y.row<T>(r);
@@ -61,11 +62,33 @@ template <class T, class W, int kPacks>
 __global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
   constexpr int kPer = 16 / static_cast<int>(sizeof(T));
   using P = Pack<T, kPer>;
+  constexpr int kPerWeights =
+      16 / static_cast<int>(sizeof(W)) < kPer ? 16 / static_cast<int>(sizeof(W)) : kPer;
+  using Weights = Pack<W, kPerWeights>;
   __shared__ float shared[33];
-  wait_for_previous();
   let_next_start();
   const int64_t r = blockIdx.x;
   const int packs = static_cast<int>(a.len) / kPer, first = static_cast<int>(threadIdx.x);
+  Weights weights[kPacks][kPer / kPerWeights] = {}, biases[kPacks][kPer / kPerWeights] = {};
+  const auto load_weights = [&] {
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int at = first + i * kThreads;
+      if (at >= packs) break;
+#pragma unroll
+      for (int k = 0; k < kPer; k += kPerWeights) {
+        if (a.weight)
+          weights[i][k / kPerWeights] =
+              *reinterpret_cast<const Weights*>(static_cast<const W*>(a.weight) + at * kPer + k);
+        if (a.bias)
+          biases[i][k / kPerWeights] =
+              *reinterpret_cast<const Weights*>(static_cast<const W*>(a.bias) + at * kPer + k);
+      }
+    }
+  };
+  if (a.params) load_weights();
+  wait_for_previous();
+  if (!a.params) load_weights();
   const P* x = reinterpret_cast<const P*>(a.x.row<const T>(r));
   P held[kPacks] = {};
 #pragma unroll
@@ -102,27 +125,19 @@ __global__ void __launch_bounds__(kThreads) norm_packs_kernel(NormArgs a) {
   const float n = static_cast<float>(a.len);
   const float mean = a.layer ? total([](float v) { return v; }) / n : 0.0f;
   const float scale = 1.0f / sqrtf(total([&](float v) { return (v - mean) * (v - mean); }) / n + a.eps);
-  const W* weight = static_cast<const W*>(a.weight);
-  const W* bias = static_cast<const W*>(a.bias);
   P* y = reinterpret_cast<P*>(a.y.row<T>(r));
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
     const int at = first + i * kThreads;
     if (at >= packs) break;
-    constexpr int kPerWeights =
-        16 / static_cast<int>(sizeof(W)) < kPer ? 16 / static_cast<int>(sizeof(W)) : kPer;
-    using Weights = Pack<W, kPerWeights>;
     P result;
 #pragma unroll
     for (int k = 0; k < kPer; k += kPerWeights) {
-      Weights w = {}, b = {};
-      if (weight) w = *reinterpret_cast<const Weights*>(weight + at * kPer + k);
-      if (bias) b = *reinterpret_cast<const Weights*>(bias + at * kPer + k);
 #pragma unroll
       for (int j = 0; j < kPerWeights; ++j) {
         float v = (to_float(held[i].x[k + j]) - mean) * scale;
-        if (weight) v *= (a.layer ? 0.0f : a.offset) + to_float(w.x[j]);
-        if (bias) v += to_float(b.x[j]);
+        if (a.weight) v *= (a.layer ? 0.0f : a.offset) + to_float(weights[i][k / kPerWeights].x[j]);
+        if (a.bias) v += to_float(biases[i][k / kPerWeights].x[j]);
         result.x[k + j] = from_float<T>(v);
       }
     }
@@ -154,7 +169,7 @@ void launch_norm(const LaunchConfig& config, const NormArgs& a) {
 }
 
 struct NormState {
-  bool residual = false, layer = false;
+  bool residual = false, layer = false, params = false;
   DType dtype = DType::kF32, weight_dtype = DType::kF32;
   float eps = 0, offset = 0;
 };
@@ -171,7 +186,7 @@ void run_norm(const NormState& s, const KernelCall& call) {
   const size_t w = s.residual ? 2 : 1;
   a.weight = call.in[w].data;
   if (s.layer) a.bias = call.in[w + 1].data;
-  a.eps = s.eps, a.offset = s.offset, a.layer = s.layer;
+  a.eps = s.eps, a.offset = s.offset, a.layer = s.layer, a.params = s.params;
   const LaunchConfig config{dim3(static_cast<unsigned>(a.x.rows)), dim3(kThreads), stream_of(call), 0, true};
   dispatch_act(s.dtype, [&](auto t) {
     using T = typename decltype(t)::type;
@@ -190,12 +205,13 @@ std::unique_ptr<Kernel> make(const KernelSpec& spec, std::string* why, bool resi
   check.that(check.static_dim(x, "x", x.shape.size() - 1) > 0, "rows that are not empty",
              shape_text(x.shape));
   if (residual) check.shape(check.input(1, "residual [M, H]", 1, 1, true), "residual", x.shape);
-  NormState state{residual, layer, x.dtype, x.dtype};
+  NormState state{residual, layer, true, x.dtype, x.dtype};
   for (size_t i = residual ? 2 : 1; i < spec.in.size(); ++i) {
     const OperandSpec* w = check.optional_input(i, "weight or bias [H]", 1, 1);
     if (!w) continue;
     check.shape(*w, "weight or bias", {x.shape.back()});
     if (w->dtype != x.dtype) state.weight_dtype = w->dtype;
+    state.params = state.params && w->constant;
   }
   for (size_t i = 0; i < spec.out.size(); ++i)
     check.shape(check.output(i, "a result [M, H]", 1, 1, true), "a result", x.shape);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -18,6 +19,8 @@ namespace autodeploy::cuda::simt {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kMaxCluster = 8, kMaxFibers = 4096;
+constexpr size_t kSharedPitch = (kMaxShared + 127) / 128 * 128;
 
 [[noreturn]] void die(const char* why) {
   const Thread& t = current();
@@ -65,9 +68,19 @@ struct Warp {
   alignas(16) uint8_t slots[2][32][kExchangeBytes];
 };
 
+// What a block has of its own; blocks of a cluster run together.
+struct Block {
+  uint8_t* shared = nullptr;
+  Barrier barrier{};
+  std::array<Barrier, 16> some_barriers{};
+  int count[2] = {0, 0};  // of sync_block_count, by the parity of the generation
+  int num_alive = 0;
+};
+
 struct Fiber {
   Thread thread;
-  int index = 0;
+  int index = 0;  // in the cluster
+  Block* block = nullptr;
   bool done = false;
   const uint64_t* waits_at = nullptr;  // runs again when this has another value than waits_for
   uint64_t waits_for = 0;
@@ -79,17 +92,17 @@ struct Fiber {
 };
 
 struct Machine {
-  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
-  std::vector<Warp> warps = std::vector<Warp>(kMaxThreads / 32);
+  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxFibers);
+  std::vector<Warp> warps = std::vector<Warp>(kMaxFibers / 32);
   uint8_t* stacks = nullptr;
-  std::unique_ptr<uint8_t[]> shared_storage{new uint8_t[kMaxShared + 128]};
-  uint8_t* shared = nullptr;
+  std::unique_ptr<uint8_t[]> shared_storage{new uint8_t[kMaxCluster * kSharedPitch + 128]};
+  std::vector<Block> blocks = std::vector<Block>(kMaxCluster);
   Fiber* current = nullptr;
   Thread idle;  // when no kernel runs
   const std::function<void()>* body = nullptr;
-  int num_threads = 0, num_alive = 0;
-  Barrier block_barrier;
-  int count[2] = {0, 0};  // of sync_block_count, by the parity of the generation
+  int num_threads = 0, num_alive = 0;  // of a block; of the cluster
+  unsigned cluster = 1;                // blocks of it
+  Barrier cluster_barrier;
 #if defined(__x86_64__)
   void* stack_pointer = nullptr;
 #else
@@ -97,14 +110,15 @@ struct Machine {
 #endif
 
   Machine() {
-    void* p = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE,
+    void* p = mmap(nullptr, kStackBytes * kMaxFibers, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) die("no memory for the stacks of threads");
     stacks = static_cast<uint8_t*>(p);
     const auto at = reinterpret_cast<uintptr_t>(shared_storage.get());
-    shared = shared_storage.get() + (128 - at % 128) % 128;
+    for (size_t b = 0; b < kMaxCluster; ++b)
+      blocks[b].shared = shared_storage.get() + (128 - at % 128) % 128 + b * kSharedPitch;
   }
-  ~Machine() { munmap(stacks, kStackBytes * kMaxThreads); }
+  ~Machine() { munmap(stacks, kStackBytes * kMaxFibers); }
 };
 
 Machine& machine() {
@@ -142,10 +156,13 @@ void fiber_main() {
   Fiber& f = *m.current;
   f.done = true;
   --m.num_alive;
+  Block& block = *f.block;
+  --block.num_alive;
   Warp& w = m.warps[static_cast<size_t>(f.index / 32)];
   w.alive &= ~(1u << (f.index % 32));
   // Threads that have ended are not waited for.
-  if (m.num_alive > 0 && m.block_barrier.arrived == m.num_alive) end_generation(m.block_barrier);
+  if (block.num_alive > 0 && block.barrier.arrived == block.num_alive) end_generation(block.barrier);
+  if (m.num_alive > 0 && m.cluster_barrier.arrived == m.num_alive) end_generation(m.cluster_barrier);
   if (w.barrier.arrived > 0 && w.barrier.arrived == __builtin_popcount(w.mask & w.alive))
     end_generation(w.barrier);
   to_scheduler();
@@ -182,12 +199,13 @@ void resume(Fiber& f) {
   m.current = nullptr;
 }
 
-void run_block(const uint3& block_idx, const dim3& grid, const dim3& block) {
+// The blocks of a cluster, from `first` on along x.
+void run_cluster(const uint3& first, const dim3& grid, const dim3& block) {
   Machine& m = machine();
-  const int n = m.num_threads;
+  const int per_block = m.num_threads, n = per_block * static_cast<int>(m.cluster);
   m.num_alive = n;
-  m.block_barrier = {};
-  m.count[0] = m.count[1] = 0;
+  m.cluster_barrier = {};
+  for (size_t b = 0; b < m.cluster; ++b) m.blocks[b] = {m.blocks[b].shared, {}, {}, {0, 0}, per_block};
   for (int w = 0; w * 32 < n; ++w) {
     Warp& warp = m.warps[static_cast<size_t>(w)];
     warp.barrier = {};
@@ -199,8 +217,12 @@ void run_block(const uint3& block_idx, const dim3& grid, const dim3& block) {
     f.index = i;
     f.done = false;
     f.waits_at = nullptr;
-    const auto u = static_cast<unsigned>(i);
-    f.thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y}, block_idx, block, grid};
+    const auto u = static_cast<unsigned>(i % per_block), b = static_cast<unsigned>(i / per_block);
+    f.block = &m.blocks[b];
+    f.thread = {{u % block.x, u / block.x % block.y, u / block.x / block.y},
+                {first.x + b, first.y, first.z},
+                block,
+                grid};
     start(f);
   }
   // The order of threads differs from pass to pass, so that none can count on it.
@@ -230,25 +252,101 @@ Thread& current() {
   Machine& m = machine();
   return m.current ? m.current->thread : m.idle;
 }
-uint8_t* dynamic_shared() { return machine().shared; }
+uint8_t* dynamic_shared() { return machine().current->block->shared; }
 int lane() { return machine().current->index % 32; }
 
-void sync_block() {
-  Machine& m = machine();
-  const uint64_t generation = m.block_barrier.generation;
-  if (++m.block_barrier.arrived == m.num_alive)
-    end_generation(m.block_barrier);
+namespace {
+void sync(Barrier& b, int expected) {
+  const uint64_t generation = b.generation;
+  if (++b.arrived == expected)
+    end_generation(b);
   else
-    wait_for(m.block_barrier, generation);
+    wait_for(b, generation);
+}
+}  // namespace
+
+void sync_block() {
+  Block& block = *machine().current->block;
+  sync(block.barrier, block.num_alive);
+}
+
+void sync_cluster() {
+  Machine& m = machine();
+  sync(m.cluster_barrier, m.num_alive);
+}
+int cluster_rank() { return machine().current->index / machine().num_threads; }
+const void* of_peer(const void* shared, int rank) {
+  const Machine& m = machine();
+  if (rank < 0 || rank >= static_cast<int>(m.cluster)) die("a cluster has no such block");
+  return m.blocks[static_cast<size_t>(rank)].shared +
+         (static_cast<const uint8_t*>(shared) - m.current->block->shared);
+}
+
+void sync_some(int id, int threads) {
+  if (id < 1 || id > 15 || threads < 32 || threads % 32 != 0)
+    die("a barrier has an id of 1 to 15 and whole warps");
+  sync(machine().current->block->some_barriers[static_cast<size_t>(id)], threads);
+}
+
+namespace {
+void end_phase_if_done(SharedBarrier* b) {
+  if (b->arrived < b->expected || b->bytes > 0) return;
+  b->arrived = 0;
+  ++b->phase;
+}
+}  // namespace
+
+void init(SharedBarrier* b, uint32_t arrivals) { *b = {arrivals, 0, 0, 0}; }
+void arrive(SharedBarrier* b) {
+  if (++b->arrived > b->expected) die("more arrivals at a barrier than it expects");
+  end_phase_if_done(b);
+}
+void announce(SharedBarrier* b, uint32_t bytes) { b->bytes += bytes; }
+void wait(SharedBarrier* b, uint32_t parity) {
+  // The phase that is not over yet has the parity of `phase`.
+  while (b->phase % 2 == parity) {
+    Fiber& f = *machine().current;
+    f.waits_at = &b->phase;
+    f.waits_for = b->phase;
+    to_scheduler();
+  }
+}
+
+void copy_box(void* to, const uint8_t* from, const std::array<int64_t, 4>& shape,
+              const std::array<int64_t, 4>& stride, const Coordinates& box, const Coordinates& at,
+              SharedBarrier* b) {
+  if ((static_cast<uint8_t*>(to) - dynamic_shared()) % 128 != 0) die("a box's target is not aligned");
+  auto* bytes = static_cast<uint8_t*>(to);
+  int64_t row = 0;
+  for (int32_t i = 0; i < box[3]; ++i) {
+    for (int32_t j = 0; j < box[2]; ++j) {
+      for (int32_t k = 0; k < box[1]; ++k, ++row) {
+        const bool inside = at[3] + i < shape[3] && at[2] + j < shape[2] && at[1] + k < shape[1];
+        for (int32_t c = 0; c < box[0]; ++c) {
+          uint8_t* target = bytes + row * 128 + ((c / 8) ^ (row % 8)) * 16 + c % 8 * 2;
+          if (inside && at[0] + c < shape[0])
+            std::memcpy(target,
+                        from + (at[3] + i) * stride[3] + (at[2] + j) * stride[2] + (at[1] + k) * stride[1] +
+                            (at[0] + c) * stride[0],
+                        2);
+          else
+            std::memset(target, 0, 2);
+        }
+      }
+    }
+  }
+  b->bytes -= row * 128;
+  if (b->bytes < 0) die("a box has more bytes than were announced");
+  end_phase_if_done(b);
 }
 
 int sync_block_count(int predicate) {
-  Machine& m = machine();
-  const uint64_t parity = m.block_barrier.generation % 2;
-  m.count[parity] += predicate;
-  m.count[1 - parity] = 0;
+  Block& block = *machine().current->block;
+  const uint64_t parity = block.barrier.generation % 2;
+  block.count[parity] += predicate;
+  block.count[1 - parity] = 0;
   sync_block();
-  return m.count[parity];
+  return block.count[parity];
 }
 
 const uint8_t* exchange(uint32_t mask, const void* value, size_t bytes) {
@@ -293,19 +391,25 @@ void wait_copies(int pending_groups) {
   });
 }
 
-void run_grid(const dim3& grid, const dim3& block, size_t shared, const std::function<void()>& body) {
+void run_grid(const dim3& grid, const dim3& block, size_t shared, unsigned cluster,
+              const std::function<void()>& body) {
   Machine& m = machine();
   const int64_t threads = int64_t{block.x} * block.y * block.z;
   if (threads < 1 || threads > kMaxThreads) die("a block has 1 to 1024 threads");
   if (shared > kMaxShared) die("a block has at most 227 KiB of shared memory");
   if (grid.y > 65535 || grid.z > 65535) die("a grid has at most 65535 blocks in y and z");
+  if (cluster < 1 || cluster > kMaxCluster || grid.x % cluster != 0)
+    die("a grid's blocks along x are a multiple of its clusters', which are at most 8");
+  if (cluster > 1 && (threads % 32 != 0 || static_cast<size_t>(threads) * cluster > kMaxFibers))
+    die("clusters are emulated for whole warps, and at most 4096 threads");
   m.num_threads = static_cast<int>(threads);
+  m.cluster = cluster;
   m.body = &body;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        std::memset(m.shared, 0xff, shared);
-        run_block({x, y, z}, grid, block);
+      for (unsigned x = 0; x < grid.x; x += cluster) {
+        for (unsigned b = 0; b < cluster; ++b) std::memset(m.blocks[b].shared, 0xff, shared);
+        run_cluster({x, y, z}, grid, block);
       }
     }
   }

@@ -1,11 +1,12 @@
-// Runs kernels on the host, one block after another, a fiber for each thread: for tests where there is no
-// GPU. Emulates what our kernels use of CUDA: block and warp barriers, shuffles and votes, atomics, shared
-// memory, streams and graphs (recorded closures). Threads of a block run in an order of their own between
-// barriers, so that code which forgets one gives wrong results; memory of other blocks is as after their end.
-// Not emulated: clusters, TMA, wgmma, waiting for other blocks.
+// Runs kernels on the host, one block (or cluster) after another, a fiber for each thread: for tests where
+// there is no GPU. Emulates what our kernels use of CUDA: block and warp barriers, shuffles and votes,
+// atomics, shared memory, streams and graphs (recorded closures). Threads of a block run in an order of their
+// own between barriers, so that code which forgets one gives wrong results; memory of other blocks is as
+// after their end. Copies of boxes are done at once. Not emulated: waiting for blocks of other clusters.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -54,7 +55,10 @@ void enqueue(Stream* stream, F&& work) {
     work();
 }
 
-void run_grid(const dim3& grid, const dim3& block, size_t shared, const std::function<void()>& body);
+// `cluster`: neighbouring blocks along x that run together. They must not use __shared__ variables, which all
+// blocks have in common here: dynamic shared memory alone.
+void run_grid(const dim3& grid, const dim3& block, size_t shared, unsigned cluster,
+              const std::function<void()>& body);
 
 // ---- of the running thread ----
 
@@ -75,6 +79,10 @@ uint8_t* dynamic_shared();
 int lane();
 
 void sync_block();
+void sync_cluster();
+int cluster_rank();
+// The same place in the shared memory of another block of the cluster.
+const void* of_peer(const void* shared, int rank);
 // Sums an int over the block.
 int sync_block_count(int predicate);
 
@@ -82,6 +90,24 @@ int sync_block_count(int predicate);
 void copy_async(void* to, const void* from, size_t bytes);
 void commit_copies();
 void wait_copies(int pending_groups);
+
+// Barrier `id` of so many threads of the block.
+void sync_some(int id, int threads);
+
+// A barrier in shared memory that counts arrivals and bytes (wgmma.h).
+struct SharedBarrier {
+  uint32_t expected, arrived;
+  int64_t bytes;  // announced and not come yet
+  uint64_t phase;
+};
+void init(SharedBarrier* b, uint32_t arrivals);
+void arrive(SharedBarrier* b);
+void announce(SharedBarrier* b, uint32_t bytes);
+void wait(SharedBarrier* b, uint32_t parity);
+using Coordinates = std::array<int32_t, 4>;
+void copy_box(void* to, const uint8_t* from, const std::array<int64_t, 4>& shape,
+              const std::array<int64_t, 4>& stride, const Coordinates& box, const Coordinates& at,
+              SharedBarrier* b);
 
 constexpr int kExchangeBytes = 64;
 // Gives each lane of `mask` the values of all: a pointer to 32 slots of kExchangeBytes, valid until this
