@@ -30,9 +30,9 @@ class FastLinear final : public Kernel {
         k_(k),
         bias_f32_(bias_f32),
         lt_(std::move(lt)),
-        name_(std::string("linear.small") + (lt_ ? "+cublaslt" : "+tensor")),
         processors_(num_multiprocessors()),
         wgmma_(WgmmaLinear<StoreLinear>::make(dtype, args(), processors_)),
+        name_(std::string("linear.small") + (wgmma_ ? "+wgmma" : "") + (lt_ ? "+cublaslt" : "+tensor")),
         workspace_(std::max({lt_ ? int64_t{LtLinear::kWorkspace} : 0,
                              tensor_linear_workspace(max_rows, k, n, processors_),
                              wgmma_ ? wgmma_->workspace_bytes(max_rows) : 0})) {}
@@ -83,9 +83,9 @@ class FastLinear final : public Kernel {
   int64_t n_, k_;
   bool bias_f32_;
   std::unique_ptr<LtLinear> lt_;
-  std::string name_;
   int processors_;
   std::unique_ptr<WgmmaLinear<StoreLinear>> wgmma_;  // or nullptr
+  std::string name_;
   int64_t workspace_;
 };
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda_testing.h"
+#include "kernels/cuda/linear_choice.h"
 #include "kernels/cuda/linear_epilogue.h"
 #include "kernels/cuda/linear_wgmma_kernel.h"
 
