@@ -8,7 +8,7 @@ namespace autodeploy::cuda {
 
 #ifdef AUTODEPLOY_SIMT_EMULATION
 
-bool has_wgmma() { return true; }
+bool has_wgmma() { return simt::has_warpgroups; }
 
 const char* make_tensor_map(DType dtype, const BoxedMatrix& m, TensorMap* map) {
   (void)dtype;

@@ -27,7 +27,7 @@ std::string text(const Case& c) {
          std::to_string(c.x_offset) + " bias " + std::to_string(static_cast<int>(c.bias));
 }
 
-void check(const Case& c) {
+void check_once(const Case& c) {
   SCOPED_TRACE(text(c));
   std::mt19937 random(static_cast<unsigned>(c.m * 1000003 + c.n * 1009 + c.k));
   std::uniform_real_distribution<float> uniform(-1, 1);
@@ -74,6 +74,14 @@ void check(const Case& c) {
       ASSERT_NEAR(y.get(static_cast<size_t>(m * c.n + n)), sum, std::abs(sum) * ulp * 1.01 + magnitude * 2e-6)
           << "row " << m << ", output " << n;
     }
+  }
+}
+
+void check(const Case& c) {
+  for (const bool has : {true, false}) {
+    SCOPED_TRACE(has ? "with warpgroups" : "without warpgroups");
+    const WithWarpgroups with(has);
+    check_once(c);
   }
 }
 

@@ -62,7 +62,7 @@ void expect_close(Halves& found, Halves& expected, int64_t n, const char* what) 
         << what << " " << i;
 }
 
-void check(const Case& c) {
+void check_once(const Case& c) {
   SCOPED_TRACE(text(c));
   Numbers numbers(c);
   const bool norm = c.norm != Norm::kNone, add = c.norm == Norm::kAddNorm, region = c.region != nullptr;
@@ -176,6 +176,14 @@ RegionProgram gate(DType t, RegionOp act, int gated, bool in_float32) {
     r.outputs = {4};
   }
   return r;
+}
+
+void check(const Case& c) {
+  for (const bool has : {true, false}) {
+    SCOPED_TRACE(has ? "with warpgroups" : "without warpgroups");
+    const WithWarpgroups with(has);
+    check_once(c);
+  }
 }
 
 TEST(CudaLinearFused, GatesOfFewAndManyRows) {

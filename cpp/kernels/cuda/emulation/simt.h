@@ -39,6 +39,10 @@
 
 namespace autodeploy::cuda::simt {
 
+// Whether kernels find the warpgroups' products of Hopper (kernels/cuda/wgmma.h): true until a test says that
+// they are for a device without them. Read when a kernel is made.
+inline bool has_warpgroups = true;
+
 constexpr size_t kMaxShared = 227 * 1024;
 constexpr int kMaxThreads = 1024;
 
