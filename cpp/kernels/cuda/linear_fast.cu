@@ -47,7 +47,7 @@ class FastLinear final : public Kernel {
     SmallLinearArgs a = args();
     a.x = x, a.y = y;
     a.weight = call.in[1].data, a.bias = call.in[2].data;
-    if (wgmma_ && wgmma_takes(x)) {
+    if (wgmma_ && wgmma_takes(x, k_)) {
       a.rows = static_cast<int32_t>(m);
       wgmma_->run(a, StoreLinear{}, call.workspace, stream);
       return;

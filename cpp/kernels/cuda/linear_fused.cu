@@ -178,7 +178,7 @@ class FusedLinear final : public Kernel {
     const TensorView& x = call.in[0];
     const DeviceRows x_rows(x, 1);
     if (x_rows.rows == 0) return;
-    const bool wgmma = has_wgmma_ && wgmma_takes(x_rows), small = !wgmma && x_rows.rows <= kMaxSmallRows;
+    const bool wgmma = has_wgmma_ && wgmma_takes(x_rows, k_), small = !wgmma && x_rows.rows <= kMaxSmallRows;
     const bool norm_inside = small && form_.norm && small_linear_norms(x_rows.rows, k_) &&
                              rows_aligned_16(x_rows) &&
                              (!form_.add || rows_aligned_16(DeviceRows(call.in[form_.residual()], 1)));

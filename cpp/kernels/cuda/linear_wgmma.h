@@ -11,9 +11,11 @@
 
 namespace autodeploy::cuda {
 
-// Whether its kernels serve these rows of x, of 16-bit elements.
-inline bool wgmma_takes(const DeviceRows& x) {
-  return x.rows >= kMinWgmmaRows && x.rows <= kMaxWgmmaRows && x.dims <= 1 && rows_aligned_16(x);
+// Whether its kernels serve these rows of x, of `cols` 16-bit elements: the copy engine takes no rows that
+// lie in each other.
+inline bool wgmma_takes(const DeviceRows& x, int64_t cols) {
+  return x.rows >= kMinWgmmaRows && x.rows <= kMaxWgmmaRows && x.dims <= 1 && x.stride[0] >= cols &&
+         rows_aligned_16(x);
 }
 
 // Defined for StoreLinear and GateStore.

@@ -12,6 +12,10 @@ bool has_wgmma() { return simt::has_warpgroups; }
 
 const char* make_tensor_map(DType dtype, const BoxedMatrix& m, TensorMap* map) {
   (void)dtype;
+  bool taken = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride_bytes[1] >= m.shape[0] * 2;
+  for (size_t d = 0; d < 4; ++d)
+    taken = taken && m.shape[d] > 0 && m.box[d] <= 256 && (d == 0 || m.stride_bytes[d] % 16 == 0);
+  if (!taken) return "the emulated device takes no such matrix";
   map->data = static_cast<const uint8_t*>(m.data);
   map->shape = m.shape, map->stride = m.stride_bytes, map->box = m.box;
   return nullptr;

@@ -16,7 +16,7 @@ enum class Bias { kNone, kAct, kF32 };
 struct Case {
   DType dtype = DType::kBF16;
   int64_t m = 1, n = 1, k = 8;
-  int64_t x_gap = 0;     // elements between rows of x
+  int64_t x_gap = 0;     // elements between rows of x; below 0, they lie in each other
   int64_t x_offset = 0;  // elements before x
   Bias bias = Bias::kNone;
 };
@@ -32,11 +32,11 @@ void check_once(const Case& c) {
   std::mt19937 random(static_cast<unsigned>(c.m * 1000003 + c.n * 1009 + c.k));
   std::uniform_real_distribution<float> uniform(-1, 1);
   const int64_t x_stride = c.k + c.x_gap;
-  Halves x(c.dtype, static_cast<size_t>(c.x_offset + c.m * x_stride)),
-      w(c.dtype, static_cast<size_t>(c.n * c.k)), bias(c.dtype, static_cast<size_t>(c.n)),
-      y(c.dtype, static_cast<size_t>(c.m * c.n));
+  const auto x_size = static_cast<size_t>(c.x_offset + c.m * x_stride + c.k);
+  Halves x(c.dtype, x_size), w(c.dtype, static_cast<size_t>(c.n * c.k)),
+      bias(c.dtype, static_cast<size_t>(c.n)), y(c.dtype, static_cast<size_t>(c.m * c.n));
   std::vector<float> bias_f32(static_cast<size_t>(c.n));
-  for (size_t i = 0; i < static_cast<size_t>(c.x_offset + c.m * x_stride); ++i) x.set(i, NAN);
+  for (size_t i = 0; i < x_size; ++i) x.set(i, NAN);
   for (int64_t m = 0; m < c.m; ++m) {
     for (int64_t k = 0; k < c.k; ++k)
       x.set(static_cast<size_t>(c.x_offset + m * x_stride + k), uniform(random));
@@ -117,6 +117,13 @@ TEST(CudaLinear, StridedRowsAndBias) {
       check({DType::kBF16, m, 37, 136, 0, 1, bias});
       check({DType::kBF16, m, 37, 12296, 5, 3, bias});
     }
+  }
+}
+
+TEST(CudaLinear, RowsThatLieInEachOther) {
+  for (int64_t m : {2, 5, 20}) {
+    check({DType::kBF16, m, 37, 136, -136});
+    check({DType::kF16, m, 37, 136, -128});
   }
 }
 
