@@ -245,7 +245,7 @@ void add_wgmma(std::vector<Variant>* variants) {
     name << "wgmma " << kRows << "x" << kGroups * 64 << "x" << kBoxes * 64 << " stages" << kStages
          << " splits" << splits;
     const auto tiles = [](int n) { return (n + kGroups * 64 - 1) / (kGroups * 64); };
-    variants->push_back({name.str(), kRows == 8 ? 1 : kRows / 2 + 1, kRows,
+    variants->push_back({name.str(), kRows == 16 ? 1 : kRows / 2 + 1, kRows,
                          [=](int, int n, int) {
                            const int blocks = tiles(n) * splits;
                            return has_wgmma() &&
@@ -579,8 +579,6 @@ int main(int argc, char** argv) {
   add_tensor<64, 128, 2, 4, 4>(&variants);
   add_tensor<64, 64, 2, 4, 5>(&variants);
   add_tensor<128, 128, 2, 2, 3>(&variants);
-  add_wgmma<8, 1, 2, 10>(&variants);
-  add_wgmma<8, 2, 2, 5>(&variants);
   add_wgmma<16, 1, 2, 10>(&variants);
   add_wgmma<16, 2, 2, 5>(&variants);
   add_wgmma<16, 2, 1, 5>(&variants);

@@ -42,12 +42,11 @@ WgmmaChoice choose_wgmma_linear(int rows, int64_t cols, int64_t weight_rows, int
     const int64_t tiles = (weight_rows + groups * 64 - 1) / (groups * 64);
     for (int splits : {1, 2, 3, 4, 6, 8}) {
       if (tiles * splits > processors || splits * 256 > cols) break;
-      if (splits > 1 && tiles > clusters(groups, splits)) continue;
       const double blocks = static_cast<double>(tiles * splits);
       const double own = 2.0 * (groups * 64 + rows) * static_cast<double>(cols) / splits;
       const double cost = std::max(bytes / kMemory * (1 + kIdle * (1 - blocks / p)), own / kProcessor) +
                           kSplit * (splits - 1);
-      if (cost >= least) continue;
+      if (cost >= least || (splits > 1 && tiles > clusters(groups, splits))) continue;
       least = cost;
       best = {groups, splits};
     }

@@ -7,15 +7,12 @@
 // stage of the ring for kBoxes * 64 columns of both. The weights of as many stages as there are are asked for
 // before wait_for_previous().
 //
-// How tiles are shared among blocks:
-// - few tiles: a block takes one, or a cluster of blocks does, each of them a part of the columns, and they
-// add
-//   the parts up through their shared memory;
-// - many: all tiles' columns, tile after tile, are shared evenly among the blocks (stream-K: Osama et al.
-// 2023,
-//   "Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix Multiplication on the GPU"). Where
-//   a tile falls to several blocks each leaves its sums in memory, and the last one to do so adds them up.
-// Sums are taken in the order of the blocks either way: results do not depend on which one was last.
+// How tiles are shared among blocks. Few tiles: a block takes one, or a cluster of blocks does, each of them
+// a part of the columns, and they add the parts up through their shared memory. Many: all tiles' columns,
+// tile after tile, are shared evenly among the blocks (stream-K: Osama et al. 2023, "Stream-K: Work-centric
+// Parallel Decomposition for Dense Matrix-Matrix Multiplication on the GPU"). Where a tile falls to several
+// blocks each leaves its sums in memory, and the last one to do so adds them up. Sums are taken in the order
+// of the blocks either way: results do not depend on which one was last.
 #pragma once
 
 #include "kernels/cuda/linear_small_kernel.h"

@@ -8,7 +8,7 @@ namespace autodeploy::cuda {
 // Multiprocessors of the current device.
 inline int num_multiprocessors() {
 #ifdef AUTODEPLOY_SIMT_EMULATION
-  return 3;  // not a divisor of much, so that shares are uneven
+  return simt::num_processors;
 #else
   int device = 0, count = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||

@@ -254,30 +254,26 @@ AD_DEVICE uint64_t box_descriptor(const void* shared) {
 // clang-format off
 #define AD_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define AD_F16(d, i) AD_F4(d, i), AD_F4(d, i + 4), AD_F4(d, i + 8), AD_F4(d, i + 12)
-#define AD_R4 "{%0,%1,%2,%3}, %4, %5, 1, 1, 1, 0, 0;\n"
 #define AD_R8 "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, 1, 1, 0, 0;\n"
 #define AD_R16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;\n"
 #define AD_R32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, 0, 0;\n"
-#define AD_R64 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, 1, 1, 1, 0, 0;\n"
 #define AD_WGMMA(type, n, regs, ...) \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " " regs : __VA_ARGS__ : "l"(a), "l"(b))
 #define AD_WGMMA_ANY(type)                                                                       \
-  if constexpr (kCols == 8) AD_WGMMA(type, 8, AD_R4, AD_F4(d, 0));                               \
   if constexpr (kCols == 16) AD_WGMMA(type, 16, AD_R8, AD_F4(d, 0), AD_F4(d, 4));                \
   if constexpr (kCols == 32) AD_WGMMA(type, 32, AD_R16, AD_F16(d, 0));                           \
-  if constexpr (kCols == 64) AD_WGMMA(type, 64, AD_R32, AD_F16(d, 0), AD_F16(d, 16));            \
-  if constexpr (kCols == 128) AD_WGMMA(type, 128, AD_R64, AD_F16(d, 0), AD_F16(d, 16), AD_F16(d, 32), AD_F16(d, 48))
+  if constexpr (kCols == 64) AD_WGMMA(type, 64, AD_R32, AD_F16(d, 0), AD_F16(d, 16))
 // clang-format on
 #endif
 
 // d += a b^T over 16 elements of the inner dimension, from element 16 * step on: a is a box of 64 rows, b one
-// of kCols rows (8, 16, 32, 64 or 128). Not done before finish_products(); all four warps take part. With g =
+// of kCols rows (16, 32 or 64). Not done before finish_products(); all four warps take part. With g =
 // lane / 4 and t = lane % 4, warp w of the group holds in d[4j .. 4j+3] rows 16w + g (twice) and 16w + g + 8
 // (twice) of columns 8j + 2t and 8j + 2t + 1.
 template <class T, int kCols>
 AD_DEVICE void multiply_boxes(float (&d)[kCols / 2], const void* a_box, const void* b_box, int step) {
   static_assert(std::is_same_v<T, bf16> || std::is_same_v<T, f16>);
-  static_assert(kCols == 8 || kCols == 16 || kCols == 32 || kCols == 64 || kCols == 128);
+  static_assert(kCols == 16 || kCols == 32 || kCols == 64);
 #ifdef AUTODEPLOY_SIMT_EMULATION
   const auto element = [&](const void* box, int row, int k) {
     const int byte = (step * 16 + k) * 2;

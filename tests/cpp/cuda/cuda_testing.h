@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "emulated_setting.h"
 #include "kernels/cuda/device_step.h"
 #include "kernels/cuda/spec.h"
 
@@ -91,15 +92,6 @@ inline const KernelEntry& entry(const std::string& name) {
   }
   throw std::runtime_error("no kernel " + name);
 }
-
-// Kernels are made for a device with Hopper's matrix units or for one without, while it lives.
-class WithWarpgroups {
- public:
-  explicit WithWarpgroups(bool has) { simt::has_warpgroups = has; }
-  ~WithWarpgroups() { simt::has_warpgroups = true; }
-  WithWarpgroups(const WithWarpgroups&) = delete;
-  WithWarpgroups& operator=(const WithWarpgroups&) = delete;
-};
 
 // Makes the kernel of that name for the operands and runs it once. False where it declines.
 inline bool run_kernel(const std::string& name, KernelSpec spec, const std::vector<Operand>& in,

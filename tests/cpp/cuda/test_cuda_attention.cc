@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "emulated_setting.h"
 #include "kernels/cpu/attention_form.h"
 #include "kernels/cuda/attention_tensor.h"
 #include "kernels/cuda/device_step.h"
@@ -389,6 +390,19 @@ TEST(CudaAttention, DecodesOfAllLengths) {
   for (int len : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 300}) {
     SCOPED_TRACE(len);
     check(decodes({len}));
+  }
+}
+
+// More parts of a head than are read together.
+TEST(CudaAttention, DecodesThatManyBlocksShare) {
+  const EmulatedSetting with(simt::num_processors, 24);
+  for (int len : {1088, 1200, 2900}) {
+    SCOPED_TRACE(len);
+    Case c = decodes({len});
+    c.kv_heads = 1;
+    check(c);
+    c.window = 1100;
+    check(c);
   }
 }
 

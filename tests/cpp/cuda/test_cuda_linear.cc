@@ -80,7 +80,7 @@ void check_once(const Case& c) {
 void check(const Case& c) {
   for (const bool has : {true, false}) {
     SCOPED_TRACE(has ? "with warpgroups" : "without warpgroups");
-    const WithWarpgroups with(has);
+    const EmulatedSetting with(simt::has_warpgroups, has);
     check_once(c);
   }
 }

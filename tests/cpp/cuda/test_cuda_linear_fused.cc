@@ -181,7 +181,7 @@ RegionProgram gate(DType t, RegionOp act, int gated, bool in_float32) {
 void check(const Case& c) {
   for (const bool has : {true, false}) {
     SCOPED_TRACE(has ? "with warpgroups" : "without warpgroups");
-    const WithWarpgroups with(has);
+    const EmulatedSetting with(simt::has_warpgroups, has);
     check_once(c);
   }
 }

@@ -42,6 +42,8 @@ namespace autodeploy::cuda::simt {
 // Whether kernels find the warpgroups' products of Hopper (kernels/cuda/wgmma.h): true until a test says that
 // they are for a device without them. Read when a kernel is made.
 inline bool has_warpgroups = true;
+// Multiprocessors that kernels find: not a divisor of much, so that shares are uneven.
+inline int num_processors = 3;
 
 constexpr size_t kMaxShared = 227 * 1024;
 constexpr int kMaxThreads = 1024;
